@@ -1,0 +1,27 @@
+"""The command line: ``python -m medcl_monai VERB``; ``VERB --help`` says all about one."""
+
+import fire
+
+from medcl_monai.data.example import example_population
+from medcl_monai.demo import demo
+from medcl_monai.inspection import inspect
+from medcl_monai.transfer.command import transfer
+
+VERBS = {
+    "example_data": example_population,
+    "demo": demo,
+    "inspect": inspect,
+    "transfer": transfer,
+}
+
+
+def main() -> None:
+    """Run one verb; an error of the user's input ends with its one line and exit status 1."""
+    try:
+        fire.Fire(VERBS, name="python -m medcl_monai", serialize=str)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What is in a data set, and which knobs fit it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from monai.transforms import LoadImage, Orientation
+from tqdm import tqdm
+
+from medcl_monai.data.datalist import find_volumes
+
+MULTIPLE = 16  # of the segmenter's input
+VIEW_SIZE = 128  # pixels, of the bundles' views
+SLICE_AXIS = 2
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Figures of a data set.
+
+    Attributes:
+        folder: of the data set.
+        volumes: number of volumes.
+        subjects: number of people.
+        labelled: number of labelled volumes.
+        sizes: (volumes, 3) voxels, after orientation to RAS.
+        spacings: (volumes, 3) mm.
+        intensities: percentiles 0.5, 50, 99.5 of each volume, (volumes, 3).
+        shares: label value to share of all labelled voxels.
+        structures: label value to name, without background.
+        knobs: suggested for a bundle: structures, pixel_spacing, roi_size.
+    """
+
+    folder: str
+    volumes: int
+    subjects: int
+    labelled: int
+    sizes: np.ndarray
+    spacings: np.ndarray
+    intensities: np.ndarray
+    shares: Mapping[int, float]
+    structures: Mapping[str, str]
+    knobs: Mapping[str, object]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.folder}: {self.volumes} volumes of {self.subjects} subjects, {self.labelled} with labels",
+            f"size, voxels (RAS): {_range(self.sizes, '.0f')}",
+            f"spacing, mm: {_range(self.spacings, '.3g')}",
+            "intensity, percentiles 0.5 / 50 / 99.5, medians over volumes: "
+            + " / ".join(f"{value:.4g}" for value in np.median(self.intensities, axis=0)),
+        ]
+        lines += [
+            f"label {value}: {self.structures.get(str(value), 'background' if value == 0 else 'no name')}, {share:.3%} of voxels"
+            for value, share in self.shares.items()
+        ]
+        return "\n".join([*lines, "suggested knobs:", *(f"  {name}: {value}" for name, value in self.knobs.items())])
+
+
+def inspect_dataset(
+    dataset_dir: str, subjects: str | None = None, subject_pattern: str | None = None
+) -> Inspection:
+    """Read every volume once; sizes, spacings, intensities, structures and the suggested knobs.
+
+    The suggested pixel spacing is the smallest of 0.25·2^k mm at which the 95th percentile of the extent within axial
+    slices fits a view of 128 pixels; the region of interest is the smallest multiple of 16 that holds the slices.
+
+    Args:
+        dataset_dir: see `find_volumes`.
+        subjects: see `find_volumes`.
+        subject_pattern: see `find_volumes`.
+
+    Raises:
+        FileNotFoundError: see `find_volumes`.
+        ValueError: a volume cannot be read.
+    """
+    listed = find_volumes(dataset_dir, subjects, subject_pattern)
+    entries = [*listed.training, *listed.validation, *listed.test]
+    sizes, spacings, intensities, counts = [], [], [], np.zeros(256, np.int64)
+    for entry in tqdm(entries, desc="reading", disable=None, delay=2, leave=False):
+        image = _read(entry["image"])
+        sizes.append(image.shape[1:])
+        spacings.append(np.sqrt((np.asarray(image.affine)[:3, :3] ** 2).sum(0)))
+        intensities.append(np.percentile(np.asarray(image), [0.5, 50, 99.5]))
+        if "label" in entry:
+            values, voxels = np.unique(np.asarray(_read(entry["label"])).astype(np.int64).clip(0, 255), return_counts=True)
+            counts[values] += voxels
+    sizes, spacings = np.array(sizes), np.array(spacings)
+    found = {int(value): counts[value] / counts.sum() for value in np.nonzero(counts)[0]}
+    structures = dict(listed.structures) or {str(value): f"structure {value}" for value in found if value}
+    return Inspection(
+        folder=str(listed.folder),
+        volumes=len(entries),
+        subjects=len({entry["subject"] for entry in entries}),
+        labelled=sum("label" in entry for entry in entries),
+        sizes=sizes,
+        spacings=spacings,
+        intensities=np.array(intensities),
+        shares=found,
+        structures=structures,
+        knobs=_knobs(sizes, spacings, structures),
+    )
+
+
+def suggest_spacing(extent: float) -> float:
+    """The smallest of 0.25·2^k mm, k a whole number, at which `extent` mm fit a view."""
+    return 0.25 * 2.0 ** math.ceil(math.log2(extent / VIEW_SIZE / 0.25) - 1e-9)
+
+
+def _knobs(sizes: np.ndarray, spacings: np.ndarray, structures: Mapping[str, str]) -> dict[str, object]:
+    within = [axis for axis in range(3) if axis != SLICE_AXIS]
+    extents = (sizes * spacings)[:, within]
+    spacing = suggest_spacing(float(np.percentile(extents, 95, axis=0).max()))
+    pixels = np.ceil(extents.max(0) / spacing - 1e-6)
+    roi = [int(math.ceil(side / MULTIPLE) * MULTIPLE) for side in pixels]
+    suggested = {"pixel_spacing": spacing, "roi_size": roi}
+    return {"structures": dict(structures), **suggested} if structures else suggested
+
+
+def _read(path: str) -> object:
+    try:
+        return Orientation("RAS", labels=None)(LoadImage(ensure_channel_first=True)(path))
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _range(values: np.ndarray, form: str) -> str:
+    low, middle, high = (
+        " x ".join(f"{value:{form}}" for value in statistic(values, axis=0)) for statistic in (np.min, np.median, np.max)
+    )
+    return f"{low} to {high}, median {middle}"

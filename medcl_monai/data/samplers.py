@@ -1,0 +1,110 @@
+"""An endless stream of batches that can start anywhere: batch k depends on (seed, rank, k) alone."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from medcl_monai.data.slices import SliceDataset
+from medcl_monai.distributed import rank, world_size
+from medcl_monai.seeding import derive_seed
+
+
+class StreamSampler(Sampler):
+    """Batches of (item, item seed): permutation after permutation, or weighted draws with replacement.
+
+    Without weights each process takes its own part of every permutation; batches are always full.
+
+    Args:
+        length: number of items.
+        batch_size: items per batch and process.
+        seed: of the stream.
+        weights: how often each item is drawn against the others; None: all once per permutation.
+
+    Attributes:
+        start: number of the batch that the next iteration begins with.
+
+    Raises:
+        ValueError: no items, a batch size below 1, or weights that are negative, all 0 or not one per item.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int = 0, weights: Float[Tensor, " items"] | None = None) -> None:
+        if length < 1 or batch_size < 1:
+            raise ValueError(f"StreamSampler: {length} items in batches of {batch_size}: both must be at least 1")
+        if weights is not None and (len(weights) != length or float(weights.min()) < 0 or float(weights.sum()) <= 0):
+            raise ValueError(f"StreamSampler: {length} weights of 0 or more, not all 0, are expected, got {weights}")
+        self.length, self.batch_size, self.seed, self.weights = length, batch_size, seed, weights
+        self.start = 0
+        self._permutations: dict[int, Tensor] = {}
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = self.start
+        while True:
+            yield self.batch(number)
+            number += 1
+
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """Batch `number` of this process, counted from 0."""
+        if self.weights is None:
+            first = (number * world_size() + rank()) * self.batch_size
+            items = [self._item(first + k) for k in range(self.batch_size)]
+        else:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, rank(), number))
+            items = torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator).tolist()
+        return [(item, derive_seed(self.seed, rank(), number, k)) for k, item in enumerate(items)]
+
+    def _item(self, place: int) -> int:
+        turn, offset = divmod(place, self.length)
+        if turn not in self._permutations:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, turn))
+            recent = {key: value for key, value in self._permutations.items() if key >= turn - 1}
+            self._permutations = {**recent, turn: torch.randperm(self.length, generator=generator)}
+        return int(self._permutations[turn][offset])
+
+
+def sample_loader(
+    dataset: SliceDataset,
+    batch_size: int,
+    seed: int = 0,
+    weights: Float[Tensor, " items"] | None = None,
+    num_workers: int = 0,
+) -> DataLoader:
+    """An endless loader of batches for `Trainer` and `Pretrainer`, the same with any number of workers.
+
+    Args:
+        dataset: of samples.
+        batch_size: per process, at least 2: batch norm needs as many.
+        seed: of the stream.
+        weights: see `StreamSampler`.
+        num_workers: processes that load.
+
+    Raises:
+        ValueError: a batch size below 2.
+    """
+    if batch_size < 2:
+        raise ValueError(f"batch_size must be at least 2 (batch norm, and contrast, need as many), got {batch_size}")
+    sampler = StreamSampler(len(dataset), batch_size, seed, weights)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=default_collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+    )
+
+
+def foreground_weights(dataset: SliceDataset, empty_slice_weight: float) -> Float[Tensor, " items"]:
+    """Weight 1 for items with foreground, `empty_slice_weight` for the others.
+
+    Raises:
+        ValueError: a negative weight, or weight 0 where no item has foreground.
+    """
+    if empty_slice_weight < 0:
+        raise ValueError(f"empty_slice_weight must be 0 or more, got {empty_slice_weight}")
+    weights = torch.where(dataset.foreground, 1.0, float(empty_slice_weight))
+    if float(weights.sum()) <= 0:
+        raise ValueError("no slice of the training labels has foreground, and empty_slice_weight is 0")
+    return weights

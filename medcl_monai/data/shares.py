@@ -1,0 +1,27 @@
+"""How the training labels' voxels are shared among the classes."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from medcl_monai.data.slices import SliceDataset
+
+
+def label_shares(dataset: SliceDataset, num_classes: int) -> Float[Tensor, " classes"]:
+    """Share of each class among all voxels of the labels; a class without any counts as one voxel.
+
+    Raises:
+        ValueError: no labels, or a label value of `num_classes` or more, with its file.
+    """
+    if any("label" not in entry for entry in dataset.data):
+        raise ValueError("label_shares: entries without a label cannot be trained on")
+    counts = dataset.label_counts()
+    for entry, count in zip(dataset.data, counts, strict=True):
+        if outside := np.nonzero(count[num_classes:])[0].tolist():
+            raise ValueError(
+                f"{entry['label']} holds the label value {outside[0] + num_classes}: 0 to {num_classes - 1} are expected "
+                f"({num_classes - 1} structures)"
+            )
+    voxels = np.maximum(np.sum(counts, axis=0)[:num_classes], 1)
+    return torch.tensor(voxels / voxels.sum(), dtype=torch.float32)

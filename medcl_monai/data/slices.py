@@ -1,0 +1,129 @@
+"""Samples for training: slices (2D) or crops (3D) of volumes, with position and subject."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from medcl_monai.data.cache import VolumeCache
+
+
+class SliceDataset(Dataset):
+    """Slices of volumes perpendicular to an axis, or one crop per volume in 3D; each padded or cropped to one size.
+
+    An item is ``{"image": (C, *S) float32, "label": (1, *S) uint8, "position": float64, "subject": int64}``, plain
+    tensors; ``label`` where the entries have one. `position` is (k + 0.5)/D of slice k of D (3D: of the crop's centre,
+    along `slice_axis`), `subject` the place among the sorted names. Too small samples are padded evenly with the
+    volume's minimum (label 0), too large ones cropped at a random place.
+
+    Args:
+        data: entries with ``image``, perhaps ``label``, perhaps ``subject`` (else the file is the subject).
+        preprocessing: MONAI dictionary transforms that load, orient, resample and normalise; run once and cached.
+        size: of the samples, pixels or voxels, `spatial_dims` entries.
+        spatial_dims: 2 or 3.
+        slice_axis: 0, 1 or 2.
+        augmentation: MONAI dictionary transforms with randomness, or None; seeded for each item.
+        cache_dir: of the volumes; None: the package's cache folder.
+
+    Raises:
+        ValueError: no entries, sizes that do not fit, or volumes that cannot be used (see `check_loaded`).
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, str]],
+        preprocessing: Compose,
+        size: Sequence[int],
+        spatial_dims: int = 2,
+        slice_axis: int = 2,
+        augmentation: Compose | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        if not data:
+            raise ValueError("SliceDataset: no entries: the data set has no volume of the kind asked for (with labels?)")
+        if spatial_dims not in (2, 3) or len(size) != spatial_dims or slice_axis not in (0, 1, 2):
+            raise ValueError(
+                f"SliceDataset: size {tuple(size)} must have spatial_dims={spatial_dims} (2 or 3) entries, "
+                f"slice_axis {slice_axis} must be 0, 1 or 2"
+            )
+        self.data, self.size, self.slice_axis = data, tuple(int(side) for side in size), slice_axis
+        self.spatial_dims, self.augmentation = spatial_dims, augmentation
+        cache = VolumeCache(preprocessing, cache_dir)
+        bar = tqdm(data, desc="volumes", disable=None, delay=2, leave=False)
+        self.paths = [cache(entry) for entry in bar]
+        names = sorted({_subject(entry) for entry in data})
+        self.subjects = [names.index(_subject(entry)) for entry in data]
+        self.minimum = [float(np.load(paths["image"], mmap_mode="r").min()) for paths in self.paths]
+        depths = [np.load(paths["image"], mmap_mode="r").shape[1 + slice_axis] for paths in self.paths]
+        counts = depths if spatial_dims == 2 else [1] * len(data)
+        self.items = [(volume, place) for volume, count in enumerate(counts) for place in range(count)]
+        self.depths = depths
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def foreground(self) -> Tensor:
+        """Whether each item has any label above 0 (bool, one per item)."""
+        found = []
+        for paths in self.paths:
+            label = np.load(paths["label"], mmap_mode="r")[0] > 0
+            others = tuple(axis for axis in range(3) if axis != self.slice_axis)
+            found.append(label.any(others) if self.spatial_dims == 2 else label.any(keepdims=True).reshape(1))
+        return torch.from_numpy(np.concatenate(found))
+
+    def label_counts(self) -> list[np.ndarray]:
+        """Voxels of each label value 0 to 255, per entry."""
+        return [np.bincount(np.load(paths["label"]).ravel(), minlength=256) for paths in self.paths]
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Tensor]:
+        index, seed = (item, 0) if isinstance(item, int | np.integer) else item
+        volume, place = self.items[index]
+        random = np.random.default_rng(seed)
+        arrays = {key: np.load(path, mmap_mode="r") for key, path in self.paths[volume].items()}
+        if self.spatial_dims == 2:
+            arrays = {key: array.take(place, axis=1 + self.slice_axis) for key, array in arrays.items()}
+        corner = [int(random.integers(0, max(side - wanted, 0) + 1)) for side, wanted in zip(self._sides(arrays), self.size, strict=True)]
+        sample = {
+            key: torch.from_numpy(self._fit(array, corner, self.minimum[volume] if key == "image" else 0))
+            for key, array in arrays.items()
+        }
+        if self.augmentation is not None:
+            self.augmentation.set_random_state(int(seed) % 2**32)
+            sample = {key: plain(value, sample[key].dtype) for key, value in self.augmentation(sample).items()}
+        sample["position"] = torch.tensor(self._position(volume, place, corner), dtype=torch.float64)
+        sample["subject"] = torch.tensor(self.subjects[volume])
+        return sample
+
+    def _sides(self, arrays: dict[str, np.ndarray]) -> tuple[int, ...]:
+        return arrays["image"].shape[1:]
+
+    def _fit(self, array: np.ndarray, corner: Sequence[int], fill: float) -> np.ndarray:
+        inside = array[(slice(None), *(slice(c, c + side) for c, side in zip(corner, self.size, strict=True)))]
+        if inside.shape[1:] == self.size:
+            return np.array(inside)
+        fitted = np.full((array.shape[0], *self.size), fill, dtype=array.dtype)
+        places = (slice((wanted - side) // 2, (wanted - side) // 2 + side) for side, wanted in zip(inside.shape[1:], self.size, strict=True))
+        fitted[(slice(None), *places)] = inside
+        return fitted
+
+    def _position(self, volume: int, place: int, corner: Sequence[int]) -> float:
+        depth = self.depths[volume]
+        if self.spatial_dims == 2:
+            return (place + 0.5) / depth
+        side = min(self.size[self.slice_axis], depth)
+        return (corner[self.slice_axis] + side / 2) / depth
+
+
+def plain(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values without MONAI's bookkeeping, in the type that they had before augmentation."""
+    return torch.as_tensor(value).as_subclass(Tensor).to(dtype)
+
+
+def _subject(entry: dict[str, str]) -> str:
+    return str(entry.get("subject", entry["image"]))

@@ -1,0 +1,132 @@
+"""Who is pre-trained on, trained on, validated and tested on: by person, by hash, nested."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from medcl_monai.data.datalist import Datalist, find_volumes
+from medcl_monai.data.example import example_population
+from medcl_monai.files import file_hash, write_atomically
+
+TEST_SHARE, VALIDATION_SHARE, LEAST_VALIDATION = 0.3, 0.1, 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Lists of entries; nobody is in two of `training`, `validation` and `test`.
+
+    Attributes:
+        pretraining: images of the pool and of unlabelled subjects, without labels.
+        training: labelled entries of the first `label_fraction` of the pool.
+        validation: labelled.
+        test: labelled.
+        structures: label value to name; empty if the data set names none.
+    """
+
+    pretraining: list[dict[str, str]]
+    training: list[dict[str, str]]
+    validation: list[dict[str, str]]
+    test: list[dict[str, str]]
+    structures: dict[str, str]
+
+    def write(self, path: str | Path) -> None:
+        """Write the lists as JSON beside a run."""
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(Path(path), lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def split_dataset(
+    dataset_dir: str | Path | None = None,
+    split_seed: int = 0,
+    label_fraction: float = 1.0,
+    subjects: str | Path | None = None,
+    subject_pattern: str | None = None,
+) -> Split:
+    """Split a data set by subject; the same seed and subjects give the same split, on every machine.
+
+    Where ``dataset.json`` has labelled validation and test lists, these are taken. Else subjects are ordered by the
+    sha256 of seed and name: 30 % test, 10 % and at least 2 validation, the rest is the pool. Small fractions are
+    inside larger ones. Subjects without any label belong to pre-training.
+
+    Args:
+        dataset_dir: see `find_volumes`; None: the example population.
+        split_seed: of the order.
+        label_fraction: share of the pool's labelled subjects that keep their labels, above 0 to 1; at least one does.
+        subjects: see `find_volumes`.
+        subject_pattern: see `find_volumes`.
+
+    Raises:
+        FileNotFoundError: see `find_volumes`.
+        ValueError: `label_fraction` out of range, fewer than 4 labelled subjects, a subject in two lists of
+            ``dataset.json``, or a test image that is also, byte for byte, an image of the pool.
+    """
+    if not 0 < label_fraction <= 1:
+        raise ValueError(f"label_fraction must be above 0, to 1, got {label_fraction}")
+    listed = find_volumes(example_population() if dataset_dir is None else dataset_dir, subjects, subject_pattern)
+    held = _held_out(listed, split_seed)
+    entries = [*listed.training, *listed.validation, *listed.test]
+    parts = {name: [entry for entry in entries if entry["subject"] in people] for name, people in held.items()}
+    pool = [entry for entry in entries if not any(entry["subject"] in people for people in held.values())]
+    refuse_copies(pool, [*parts["test"], *parts["validation"]])
+    labelled = ordered({entry["subject"] for entry in pool if "label" in entry}, split_seed)
+    kept = set(labelled[: max(1, nearest(label_fraction * len(labelled)))])
+    return Split(
+        pretraining=[{"image": entry["image"], "subject": entry["subject"]} for entry in pool],
+        training=[entry for entry in pool if "label" in entry and entry["subject"] in kept],
+        validation=[entry for entry in parts["validation"] if "label" in entry],
+        test=[entry for entry in parts["test"] if "label" in entry],
+        structures=dict(listed.structures),
+    )
+
+
+def _held_out(listed: Datalist, seed: int) -> dict[str, set[str]]:
+    """Subjects of validation and test."""
+    given = {name: {entry["subject"] for entry in getattr(listed, name)} for name in ("validation", "test")}
+    if all(given.values()):
+        labelled = {entry["subject"] for entry in listed.training if "label" in entry}
+        if twice := (given["validation"] & given["test"]) | (labelled & (given["validation"] | given["test"])):
+            raise ValueError(f"{listed.folder / 'dataset.json'} has subjects in two lists: {sorted(twice)[:5]}")
+        return given
+    everyone = (*listed.training, *listed.validation, *listed.test)
+    labelled = ordered({entry["subject"] for entry in everyone if "label" in entry}, seed)
+    if not labelled:
+        return {"validation": set(), "test": set()}
+    test = max(1, nearest(TEST_SHARE * len(labelled)))
+    validation = max(LEAST_VALIDATION, nearest(VALIDATION_SHARE * len(labelled)))
+    if len(labelled) <= test + validation:
+        raise ValueError(
+            f"{listed.folder}: {len(labelled)} labelled subjects leave none to train on beside {test} for test and "
+            f"{validation} for validation; at least 4 are needed"
+        )
+    return {"test": set(labelled[:test]), "validation": set(labelled[test : test + validation])}
+
+
+def ordered(subjects: Iterable[str], seed: int) -> list[str]:
+    """Subjects in the order of the sha256 of seed and name."""
+    return sorted(subjects, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
+
+
+def nearest(number: float) -> int:
+    """The nearest integer, halves up."""
+    return int(number + 0.5)
+
+
+def refuse_copies(pool: Sequence[dict[str, str]], held_out: Sequence[dict[str, str]]) -> None:
+    """Raise ValueError if an image of the pool is, byte for byte, one that is held out.
+
+    Only files of equal size are read.
+    """
+    sizes: dict[int, list[Path]] = {}
+    for entry in held_out:
+        if (path := Path(entry["image"])).is_file():
+            sizes.setdefault(path.stat().st_size, []).append(path)
+    hashes: dict[Path, str] = {}
+    for entry in pool:
+        path = Path(entry["image"])
+        for other in sizes.get(path.stat().st_size, []) if path.is_file() else []:
+            for file in (path, other):
+                hashes.setdefault(file, file_hash(file) if file.exists() else "")
+            if hashes[path] == hashes[other]:
+                raise ValueError(f"{path} is the held-out image {other} (sha256 {hashes[path][:8]}…)")

@@ -1,0 +1,164 @@
+"""What `make demo` runs: pre-training, two fine-tunings side by side, evaluation, inference, a table and a picture."""
+
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+from medcl_monai.adaptation import adapt_bundle
+from medcl_monai.data.inspection import inspect_dataset
+from medcl_monai.data.splits import Split, split_dataset
+
+LABELLED_SUBJECTS = 2
+SEED = 0
+
+
+def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELLED_SUBJECTS, seed: int = SEED) -> None:
+    """Pre-train without labels, fine-tune on few labels with and without the weights, and compare on held-out people.
+
+    On the example population the bundle keeps the weights (models/pretrained.pt, models/model.pt). With `dataset` the
+    demo works on a copy of the bundle, demo/NAME, whose knobs it sets as ``inspect`` suggests.
+
+    Args:
+        bundle: name of a bundle in ./bundles, or its folder.
+        dataset: a Decathlon folder or imagesTr/ with labelsTr/; None: the example population.
+        labelled: number of labelled subjects in fine-tuning, at least 1.
+        seed: of all training runs.
+
+    Raises:
+        FileNotFoundError: no such bundle or data set.
+        ValueError: the data have no labels, or fewer labelled subjects than asked.
+    """
+    from medcl_monai.demo_report import report  # matplotlib: not before it is needed
+
+    started = time.time()
+    root = bundle_folder(bundle)
+    if dataset is not None:
+        dataset = str(Path(dataset).resolve())
+        inspection = inspect_dataset(dataset)
+        print(inspection)
+        root = adapt_bundle(root, Path("demo") / root.name, inspection.knobs).resolve()
+    split = split_dataset(dataset)
+    output = root / "eval"
+    _clear(output)
+    overrides = {"bundle_root": str(root), "dataset_dir": dataset, "seed": seed}
+    overrides["tracking_uri"] = f"sqlite:///{output / 'mlruns.db'}"
+    fraction = _label_fraction(split, labelled)
+    print(
+        f"{len(split.pretraining)} volumes without labels, {labelled} labelled subjects, "
+        f"{len(split.test)} volumes of held-out subjects; results in {output}",
+        flush=True,
+    )
+    if (root / "configs" / "pretrain.json").is_file():
+        print("1/4 pre-training", flush=True)
+        run_bundle([root / "configs" / "pretrain.json"], output_dir=str(output / "pretraining"), **overrides)
+    print("2/4 fine-tuning and evaluation, pre-trained and from scratch side by side", flush=True)
+    arms = {"pre-trained": str(root / "models" / "pretrained.pt"), "scratch": None}
+    _side_by_side(root, output, arms, {**overrides, "label_fraction": fraction})
+    print("3/4 inference on one held-out volume", flush=True)
+    entry = _volume_to_show(split)
+    for arm in arms:
+        segment(root, output, arm, entry["image"])
+    print("4/4 report", flush=True)
+    print(report(output, tuple(arms), split, entry), flush=True)
+    print(f"every run: .venv/bin/mlflow ui --backend-store-uri {overrides['tracking_uri']}")
+    print(f"finished in {(time.time() - started) / 60:.1f} minutes")
+
+
+def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrides: object) -> None:
+    """One workflow of a bundle, in this process, as ``python -m monai.bundle run`` would."""
+    from monai.bundle import create_workflow
+
+    files = [str(file) for file in config_files]
+    workflow = create_workflow(
+        config_file=files[0] if len(files) == 1 else files, workflow_type=workflow_type, logging_file=False, **overrides
+    )
+    workflow.run()
+    workflow.finalize()
+
+
+def fine_tune(root: Path, output: Path, arm: str, pretrained: str | None, overrides: dict[str, object]) -> None:
+    """Train one arm and score it on the held-out subjects, at the end and at half of the steps; a process of its own."""
+    import torch
+
+    from medcl_monai.files import write_atomically
+
+    torch.set_num_threads(1)
+    configs, folder = root / "configs", output / arm
+    steps, epochs = _knob(configs / "train.json", "steps"), _knob(configs / "train.json", "epochs")
+    overrides = {**overrides, "pretrained": pretrained, "model_file": model_file(root, output, arm), "run_name": arm}
+    budget = {"val_interval": epochs, "checkpoint_interval": steps // 2}
+    run_bundle([configs / "train.json"], output_dir=str(folder), **budget, **overrides)
+    half = folder / "half"
+    half.mkdir(parents=True, exist_ok=True)
+    checkpoint = next((folder / "checkpoints").glob(f"*{steps // 2}.pt"))
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["network"]
+    write_atomically(half / "model.pt", lambda target: torch.save(weights, target))
+    for name, model in (("test", overrides["model_file"]), ("half", str(half / "model.pt"))):
+        scoring = {**overrides, "model_file": model, "run_name": f"{arm}, {name}"}
+        run_bundle([configs / "train.json", configs / "evaluate.json"], output_dir=str(folder / name), **scoring)
+
+
+def segment(root: Path, output: Path, arm: str, image: str) -> None:
+    """Segment one volume with one arm's network through inference.json."""
+    run_bundle(
+        [root / "configs" / "inference.json"],
+        workflow_type="infer",
+        bundle_root=str(root),
+        output_dir=str(output / arm / "inference"),
+        model_file=model_file(root, output, arm),
+        **{"dataset::data": [{"image": image}]},
+    )
+
+
+def model_file(root: Path, output: Path, arm: str) -> str:
+    """The bundle's own models/model.pt for the pre-trained arm, a file among the results for the other."""
+    return str(root / "models" / "model.pt" if arm == "pre-trained" else output / arm / "model.pt")
+
+
+def _side_by_side(root: Path, output: Path, arms: dict[str, str | None], overrides: dict[str, object]) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = {}
+    for position, (arm, pretrained) in enumerate(arms.items()):
+        os.environ.update(TQDM_POSITION=str(position), OMP_NUM_THREADS="1")  # tqdm reads its defaults from there
+        processes[arm] = context.Process(target=fine_tune, args=(root, output, arm, pretrained, overrides))
+        processes[arm].start()
+    del os.environ["TQDM_POSITION"], os.environ["OMP_NUM_THREADS"]
+    for process in processes.values():
+        process.join()
+    if failed := [arm for arm, process in processes.items() if process.exitcode != 0]:
+        raise RuntimeError(f"demo: fine-tuning failed ({', '.join(failed)}); its error stands above")
+
+
+def bundle_folder(bundle: str) -> Path:
+    """The folder of a bundle given by name (in ./bundles or beside the package) or by path."""
+    here = [Path(bundle), Path("bundles") / bundle, Path(__file__).parents[1] / "bundles" / bundle]
+    for folder in here:
+        if (folder / "configs" / "metadata.json").is_file():
+            return folder.resolve()
+    raise FileNotFoundError(f"demo: no bundle {bundle!r}: looked for configs/metadata.json in {[str(f) for f in here]}")
+
+
+def _label_fraction(split: Split, labelled: int) -> float:
+    pool = len({entry["subject"] for entry in split.training})
+    if not 1 <= labelled <= pool:
+        raise ValueError(f"demo: {labelled} labelled subjects of a pool of {pool}: between 1 and {pool}")
+    return labelled / pool
+
+
+def _volume_to_show(split: Split) -> dict[str, str]:
+    return sorted(split.test, key=lambda entry: entry["image"])[0]
+
+
+def _knob(path: Path, name: str) -> int:
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))[name]
+
+
+def _clear(output: Path) -> None:
+    """Remove the results of an earlier demo; its MLflow runs stay."""
+    for folder in ("pretraining", "pre-trained", "scratch"):
+        shutil.rmtree(output / folder, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)

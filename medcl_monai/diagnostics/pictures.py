@@ -1,0 +1,129 @@
+"""Pictures of views, similarity, spectra and segmentations; figures without global state, so threads may draw."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Okabe and Ito
+
+
+def overlay_picture(
+    image: np.ndarray,
+    label: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    path: str | Path,
+    structures: Mapping[str, str],
+) -> None:
+    """One slice: the image, its label, and what each network predicts, side by side with a legend.
+
+    Args:
+        image: (X, Y) intensities.
+        label: (X, Y) label values.
+        predictions: name of a network to its label map (X, Y).
+        path: of the PNG.
+        structures: label value to name.
+    """
+    values = [int(value) for value in structures]
+    colours = {value: COLOURS[k % len(COLOURS)] for k, value in enumerate(values)}
+    panels = {"image": None, "label": label, **predictions}
+    figure, axes = _axes(1, len(panels), 3.4)
+    for axis, (title, regions) in zip(axes[0], panels.items(), strict=True):
+        _show(axis, image, title)
+        for value in values if regions is not None else ():
+            inside = np.where(regions == value, 1.0, np.nan)
+            axis.imshow(inside.T, origin="lower", cmap=ListedColormap([colours[value]]), alpha=0.55, vmin=0, vmax=1)
+    legend = [Patch(color=colours[int(value)], label=name) for value, name in structures.items()]
+    figure.legend(handles=legend, loc="lower center", ncols=len(legend), fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def views_picture(views: Mapping[str, Tensor]) -> Figure:
+    """The views of some samples: a row for each sample, a column for each view.
+
+    Args:
+        views: name to images (B, *S); of volumes the middle slice is drawn.
+    """
+    samples = len(next(iter(views.values())))
+    figure, axes = _axes(samples, len(views), 1.8)
+    for column, (name, images) in enumerate(views.items()):
+        for row, image in enumerate(images.detach().float().cpu()):
+            flat = image if image.ndim == 2 else image[..., image.shape[-1] // 2]
+            _show(axes[row][column], flat.numpy(), name if row == 0 else "")
+    return figure
+
+
+def similarity_map(feature_map: Tensor, voxel: Sequence[int]) -> Tensor:
+    """Cosine similarity of every cell of a map (C, *S) to the cell `voxel`, (*S), -1 to 1.
+
+    Raises:
+        IndexError: the cell lies outside of the map.
+    """
+    unit = F.normalize(feature_map.detach().float(), dim=0)
+    return (unit * unit[(slice(None), *voxel)][(..., *(None for _ in voxel))]).sum(0)
+
+
+def similarity_picture(image: Tensor, feature_map: Tensor, voxel: Sequence[int], path: str | Path) -> None:
+    """Where the encoder sees the same as at a chosen place: the image, and the similarity enlarged to its grid.
+
+    Args:
+        image: (*S); of a volume the slice of `voxel` is drawn.
+        feature_map: (C, *s) of the same field of view.
+        voxel: the place in the image's grid.
+        path: of the PNG.
+    """
+    size = image.shape
+    cell = [place * small // large for place, small, large in zip(voxel, feature_map.shape[1:], size, strict=True)]
+    mode = "bilinear" if image.ndim == 2 else "trilinear"
+    similar = F.interpolate(similarity_map(feature_map, cell)[None, None], size=size, mode=mode)[0, 0]
+    flat = (lambda x: x) if image.ndim == 2 else (lambda x: x[..., voxel[-1]])
+    figure, axes = _axes(1, 2, 3.4)
+    _show(axes[0][0], flat(image).numpy(), "image")
+    shown = axes[0][1].imshow(flat(similar).numpy().T, origin="lower", cmap="viridis", vmin=-1, vmax=1)
+    axes[0][1].set(title="similarity to +", xticks=[], yticks=[])
+    for axis in axes[0]:
+        axis.plot(voxel[0], voxel[1], "r+", markersize=10)
+    figure.colorbar(shown, ax=axes[0][1], shrink=0.8)
+    _save(figure, path)
+
+
+def spectrum_picture(spectra: Mapping[str, Tensor], path: str | Path) -> None:
+    """Singular values of embeddings relative to the largest, on a log scale.
+
+    Args:
+        spectra: name to singular values, largest first (see `spectrum`).
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axis = figure.add_subplot()
+    for name, values in spectra.items():
+        axis.semilogy((values / values.max()).clamp(min=1e-7).cpu().numpy(), label=name)
+    axis.set(xlabel="direction", ylabel="singular value / largest")
+    axis.legend()
+    _save(figure, path)
+
+
+def _axes(rows: int, columns: int, side: float) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(side * columns, side * rows + 0.5), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _show(axis: object, image: np.ndarray, title: str) -> None:
+    low, high = np.percentile(image, [1, 99.5])
+    axis.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    axis.set(title=title, xticks=[], yticks=[])
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+__all__ = ["overlay_picture", "similarity_map", "similarity_picture", "spectrum_picture", "views_picture"]

@@ -1,0 +1,283 @@
+"""The one training loop: `Trainer` for segmentation, `Pretrainer` the same with views."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Events
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer, SimpleInferer
+from torch import Tensor, nn
+
+from medcl_monai.distributed import rank
+from medcl_monai.handlers.checkpoint import load_checkpoint
+from medcl_monai.seeding import derive_seed
+
+FINITE_INTERVAL = 20  # iterations between two looks at the loss on an accelerator, where a look waits for the device
+
+
+class Trainer(SupervisedTrainer):
+    """MONAI's supervised trainer with one iteration of our own: dict losses, accumulation, clipping, exact resuming.
+
+    All randomness of iteration k (its samples, augmentation, views, dropout) comes from (seed, rank, k), so a resumed
+    run goes on bit for bit on a CPU. ``state.output`` is a list of one dict: ``loss``, ``terms``, ``image``,
+    ``label``, ``pred``. ``state.optimizer_steps`` counts optimiser steps; an iteration is one batch.
+
+    Args:
+        device: where the network is.
+        max_epochs: number of epochs.
+        train_data_loader: an endless loader from `sample_loader`, or any loader of dicts of plain tensors.
+        network: the segmenter, wrapped for several processes or not.
+        optimizer: of its parameters.
+        loss_function: of (prediction, label): a scalar, or a dict of named, weighted terms.
+        epoch_length: iterations per epoch (see `epoch_length`); None: the loader's length.
+        inferer: runs the network on a batch.
+        train_handlers: MONAI or Ignite handlers.
+        amp: forward pass in bfloat16 autocast, on any device. Losses leave it.
+        clip: largest norm of the gradient; None: no clipping.
+        accumulation: batches per optimiser step.
+        seed: of all randomness.
+        resume: a checkpoint, or a folder whose newest whole one is taken, at the first `run`; None: start anew.
+        encoder: prefixes of the names of the encoder's tensors.
+        freeze_encoder_epochs: first epochs in which these do not move and their norm layers stay in ``eval()``.
+
+    Raises:
+        ValueError: a knob out of range; while running: a MetaTensor in a batch, a loss that is not finite.
+        FileNotFoundError: `resume` holds no checkpoint.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_function: Callable,
+        epoch_length: int | None = None,
+        inferer: Inferer | None = None,
+        train_handlers: Sequence | None = None,
+        amp: bool = False,
+        clip: float | None = None,
+        accumulation: int = 1,
+        seed: int = 0,
+        resume: str | Path | None = None,
+        encoder: Sequence[str] = (),
+        freeze_encoder_epochs: int = 0,
+    ) -> None:
+        if accumulation < 1 or (clip is not None and clip <= 0) or freeze_encoder_epochs < 0:
+            raise ValueError(
+                f"accumulation {accumulation} must be at least 1, clip {clip} above 0 or null, "
+                f"freeze_encoder_epochs {freeze_encoder_epochs} 0 or more"
+            )
+        self.autocast, self.clip, self.accumulation, self.seed, self.resume = amp, clip, accumulation, seed, resume
+        self.encoder, self.freeze_encoder_epochs = tuple(encoder), freeze_encoder_epochs
+        self.stateful: dict[str, object] = {}  # handlers put themselves here to be part of a checkpoint
+        self._outputs: list[dict[str, Tensor]] = []
+        super().__init__(
+            device=torch.device(device),
+            max_epochs=max_epochs,
+            train_data_loader=train_data_loader,
+            network=network,
+            optimizer=optimizer,
+            loss_function=loss_function,
+            epoch_length=epoch_length,
+            inferer=SimpleInferer() if inferer is None else inferer,
+            prepare_batch=self.prepare,
+            train_handlers=train_handlers,
+            decollate=False,
+        )
+        self.state.optimizer_steps, self.state.figures, self.state.pictures = 0, {}, {}
+        self.add_event_handler(Events.STARTED, self._start_stream)
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network without the wrapper for several processes."""
+        return self.network.module if isinstance(self.network, nn.parallel.DistributedDataParallel) else self.network
+
+    def run(self) -> None:
+        """Train to `max_epochs`, from a checkpoint if `resume` is set; called again, it goes on."""
+        if self.resume is not None:
+            self.restore(self.resume)
+            self.resume = None
+            if self.state.iteration >= self.state.max_epochs * self.state.epoch_length:
+                self.logger.info("the checkpoint is of the last step already: nothing to train")
+                return
+        super().run()
+
+    def checkpoint(self) -> dict[str, object]:
+        """Everything that a run needs to go on bit for bit, at the end of an optimiser step."""
+        self.check_finite()
+        state = {
+            "iteration": self.state.iteration,
+            "optimizer_steps": self.state.optimizer_steps,
+            "network": self.bare_network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "handlers": {name: part.state_dict() for name, part in self.stateful.items()},
+        }
+        if isinstance(self.loss_function, nn.Module):
+            state["loss"] = self.loss_function.state_dict()
+        return state
+
+    def restore(self, path: str | Path) -> None:
+        """Take over the state of a checkpoint, or of the newest whole one of a folder.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+            ValueError: it is of another network, or no checkpoint.
+        """
+        path, state = load_checkpoint(path, self.bare_network.state_dict())
+        self.bare_network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.loss_function, nn.Module):
+            self.loss_function.load_state_dict(state["loss"])
+        for name, part in self.stateful.items():
+            if name in state["handlers"]:
+                part.load_state_dict(state["handlers"][name])
+        self.state.iteration, self.state.optimizer_steps = state["iteration"], state["optimizer_steps"]
+        self.state.epoch = self.state.iteration // self.state.epoch_length
+        self.logger.info("resumed %s at step %s", path, self.state.optimizer_steps)
+
+    def prepare(
+        self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
+    ) -> tuple[object, object]:
+        """What the network reads and what the loss reads."""
+        batch = to_device(batch, device, non_blocking)
+        return batch["image"], batch["label"]
+
+    def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
+        """What handlers find in ``state.output`` beside ``loss`` and ``terms``."""
+        return {"image": inputs, "label": target, "pred": output}
+
+    def check_finite(self) -> None:
+        """Raise ValueError, naming step and terms, unless the last loss was finite."""
+        last = self.state.output[0] if self.state.output else None
+        if last is not None and not bool(torch.isfinite(last["loss"])):
+            terms = {name: float(value) for name, value in last["terms"].items()}
+            raise ValueError(
+                f"the loss is not finite at step {self.state.optimizer_steps} (iteration {self.state.iteration}): {terms}; "
+                "lower learning_rate, or look for NaN or extreme values in the images"
+            )
+
+    def _start_stream(self) -> None:
+        sampler = getattr(self.data_loader, "batch_sampler", None)
+        if sampler is not None and "start" in vars(sampler):  # only our endless stream has a place to start from
+            sampler.start = self.state.iteration
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> list[dict[str, object]]:
+        if (self.state.iteration - 1) % self.accumulation == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._outputs = []
+        torch.manual_seed(derive_seed(self.seed, rank(), self.state.iteration))
+        self._set_modes()
+        inputs, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.inferer(inputs, self.network)
+            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+            terms = as_terms(self.loss_function(output, target))
+        loss = torch.stack(list(terms.values())).sum()
+        found = {**self.record(inputs, target, output), "terms": detached(terms), "loss": loss.detach()}
+        self.state.output = [found]
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        if self.state.device.type == "cpu" or self.state.iteration % FINITE_INTERVAL == 0:
+            self.check_finite()
+        (loss / self.accumulation).backward()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self._outputs.append(detached(output) if isinstance(output, dict) else {})
+        if self.state.iteration % self.accumulation == 0:
+            self._step()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return self.state.output
+
+    def _step(self) -> None:
+        if self.clip is not None:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            nn.utils.clip_grad_norm_(parameters, self.clip)
+        self.optimizer.step()
+        self.state.optimizer_steps += 1
+        self.updated(self._outputs)
+
+    def updated(self, outputs: list[dict[str, Tensor]]) -> None:
+        """What a network changes after a step; a segmenter nothing."""
+
+    def _set_modes(self) -> None:
+        """Train mode, except for a frozen encoder, whose norm statistics must not move either."""
+        self.network.train()
+        if not self.freeze_encoder_epochs:
+            return
+        frozen = self.state.epoch <= self.freeze_encoder_epochs
+        for name, module in self.bare_network.named_modules():
+            if f"{name}.".startswith(self.encoder):
+                module.train(not frozen)
+        for name, parameter in self.bare_network.named_parameters():
+            if name.startswith(self.encoder):
+                parameter.requires_grad_(not frozen)
+
+
+class Pretrainer(Trainer):
+    """The same loop for a `PretrainingNetwork`: views are made of each batch, the loss reads the network's output.
+
+    ``state.output`` is a list of one dict: ``loss``, ``terms``, ``views``, ``target``, ``output``. After each
+    optimiser step the network's `update` gets the outputs of the step's batches.
+
+    Args:
+        views: makes (views, target) of a batch on the device, as `JCLViews` does.
+        arguments: of `Trainer`, by name.
+    """
+
+    def __init__(self, *, views: Callable[[Mapping[str, Tensor]], tuple[dict, dict]], **arguments: object) -> None:
+        self.views = views
+        super().__init__(**arguments)
+
+    def prepare(
+        self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
+    ) -> tuple[object, object]:
+        """Views and target, on the device."""
+        return self.views(to_device(batch, device, non_blocking))
+
+    def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
+        """What handlers find in ``state.output`` beside ``loss`` and ``terms``."""
+        return {"views": inputs, "target": target, "output": detached(output)}
+
+    def updated(self, outputs: list[dict[str, Tensor]]) -> None:
+        """Let the network change its momentum copy or queue."""
+        self.bare_network.update(outputs)
+
+
+def epoch_length(steps: int, epochs: int, accumulation: int = 1) -> int:
+    """Iterations per epoch for so many optimiser steps in all.
+
+    Raises:
+        ValueError: `steps` is not a positive multiple of `epochs`.
+
+    Example:
+        >>> epoch_length(steps=150, epochs=10, accumulation=2)
+        30
+    """
+    if steps < 1 or epochs < 1 or steps % epochs:
+        raise ValueError(f"steps={steps} must be a positive multiple of epochs={epochs}")
+    return steps // epochs * accumulation
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool = False) -> dict[str, Tensor]:
+    """The batch on the device.
+
+    Raises:
+        ValueError: it holds a MetaTensor, whose bookkeeping fails in the middle of the mathematics.
+    """
+    for name, value in batch.items():
+        if isinstance(value, MetaTensor):
+            raise ValueError(f"batch[{name!r}] is a MetaTensor: training reads plain tensors, as `sample_loader` gives")
+    return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
+
+
+def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A loss as named terms; a scalar is the term ``loss``."""
+    return {"loss": loss} if isinstance(loss, Tensor) else dict(loss)
+
+
+def detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without their graph."""
+    return {name: value.detach() for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""Ignite handlers, one per file."""

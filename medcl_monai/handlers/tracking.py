@@ -1,0 +1,114 @@
+"""Engines to MLflow: every term, learning rate, throughput, figures, pictures, metrics."""
+
+import time
+
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler
+
+from medcl_monai.tracking import Tracker
+
+
+class TrainingTracker:
+    """Records a training as one run: FINISHED at its end, FAILED when an exception ends it.
+
+    Where MONAI's own MLFlowHandler is attached (``--tracking mlflow``), it stands down, so that one run remains.
+
+    Args:
+        tracker: the run's record.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self._kept: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._samples, self._since = 0, 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow `engine`, a `Trainer` or `Pretrainer`."""
+        engine.stateful["tracker"] = self.tracker
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._send)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _begin(self, engine: Engine) -> None:
+        if not tracked_by_monai(engine):
+            self.tracker.begin()
+        self._samples, self._since = 0, time.perf_counter()
+
+    def _keep(self, engine: Engine) -> None:
+        """Keep tensors as they are: reading one waits for the device, so that is done once per epoch."""
+        state, found = engine.state, engine.state.output[0]
+        values = {f"loss/{name}": value for name, value in found["terms"].items()}
+        rates = {f"learning_rate/{k}": group["lr"] for k, group in enumerate(engine.optimizer.param_groups)}
+        self._kept.append((state.optimizer_steps, {"loss": found["loss"], **values, **rates, **state.figures}))
+        state.figures.clear()
+        self._samples += len(next(iter(state.batch.values())))
+        for name, figure in state.pictures.items():
+            self.tracker.picture(name, figure, state.optimizer_steps)
+        state.pictures.clear()
+
+    def _send(self, engine: Engine) -> None:
+        for step, values in self._kept:
+            self.tracker.log({name: float(value) for name, value in values.items()}, step)
+        self._kept.clear()
+        now = time.perf_counter()
+        rate = self._samples / max(now - self._since, 1e-9)
+        self.tracker.log({"samples_per_second": rate, "epoch": engine.state.epoch}, engine.state.optimizer_steps)
+        self._samples, self._since = 0, now
+        self.tracker.flush()
+
+    def _end(self, engine: Engine) -> None:
+        self._send(engine)
+        self.tracker.finish("FINISHED")
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        if self._kept:
+            self._send(engine)
+        self.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise error
+
+
+class EvaluationTracker:
+    """Records the metrics of an evaluator: in the training's run while one is active, else as a run of its own.
+
+    Args:
+        tracker: the run's record.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker, self._own, self._step = tracker, False, 0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow `engine`, an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.COMPLETED, self._end)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _begin(self, engine: Engine) -> None:
+        self._own = not self.tracker.active and not tracked_by_monai(engine)
+        if self._own:
+            self.tracker.begin()
+
+    def _end(self, engine: Engine) -> None:
+        self._step += 1
+        values = {f"validation/{name}": value for name, value in engine.state.metrics.items() if _scalar(value)}
+        self.tracker.log(values, self._step)
+        if self._own:
+            self.tracker.finish("FINISHED")
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        if self._own:
+            self.tracker.finish("FAILED")
+        raise error
+
+
+def tracked_by_monai(engine: Engine) -> bool:
+    """Whether MONAI's own MLFlowHandler follows the engine; Ignite has no public list of its handlers."""
+    handlers = engine._event_handlers[Events.STARTED]
+    return any(isinstance(getattr(handler, "__self__", None), MLFlowHandler) for handler, *_ in handlers)
+
+
+def _scalar(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)

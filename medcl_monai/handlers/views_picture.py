@@ -1,0 +1,30 @@
+"""What the views look like, for the run's record."""
+
+from ignite.engine import Engine, Events
+
+from medcl_monai.diagnostics.pictures import views_picture
+
+
+class ViewsPicture:
+    """Draws the views of some samples into ``engine.state.pictures["views"]``, where the tracker finds them.
+
+    Args:
+        interval: optimiser steps from picture to picture, above 0; the first is drawn at the first step.
+        samples: how many of the batch are drawn.
+    """
+
+    def __init__(self, interval: int, samples: int = 4) -> None:
+        if interval < 1:
+            raise ValueError(f"ViewsPicture: interval must be at least 1 step, got {interval}")
+        self.interval, self.samples = interval, samples
+
+    def attach(self, engine: Engine) -> None:
+        """Draw after iterations of `engine`, a `Pretrainer`."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+
+    def _draw(self, engine: Engine) -> None:
+        if engine.state.iteration != 1 and engine.state.optimizer_steps % self.interval:
+            return
+        views = engine.state.output[0]["views"]
+        images = {name: view[: self.samples, 0] for name, view in views.items() if view.ndim > 2}
+        engine.state.pictures["views"] = views_picture(images)

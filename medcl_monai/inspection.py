@@ -1,0 +1,87 @@
+"""What is in a data set, and what weights make of it: figures, pictures and suggested knobs."""
+
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+
+from medcl_monai.data.inspection import inspect_dataset
+from medcl_monai.demo import bundle_folder
+from medcl_monai.diagnostics.figures import effective_rank, feature_spread, participation_ratio, spectrum
+from medcl_monai.diagnostics.pictures import similarity_picture, spectrum_picture
+from medcl_monai.networks.encode import encode
+from medcl_monai.transfer.load import load_pretrained
+
+
+def inspect(
+    dataset: str,
+    weights: str | None = None,
+    bundle: str = "jcl",
+    output: str = "inspection",
+    samples: int = 64,
+    subjects: str | None = None,
+    subject_pattern: str | None = None,
+) -> str:
+    """Describe a data set and suggest knobs for it; with `weights`, also what these make of its images.
+
+    Of a data set: volumes, people, sizes, spacings, intensities, structures and the suggested knobs. Of weights on
+    it: the transfer report, effective rank, participation ratio and spread of the encoder's last map (pooled and
+    dense), the spectrum, and a map of similarity to the centre of a slice.
+
+    Args:
+        dataset: a Decathlon folder, imagesTr/ with or without labelsTr/, or any tree of volumes.
+        weights: models/pretrained.pt or models/model.pt of a bundle; None: the data set alone.
+        bundle: name of a bundle in ./bundles, or its folder: says how images are prepared and which network it is.
+        output: folder of the pictures.
+        samples: slices (3D: crops) that are encoded, at least 8.
+        subjects: a JSON of file name to person.
+        subject_pattern: regular expression; group 1 of the file's name is the person.
+
+    Returns:
+        The report as text.
+
+    Raises:
+        FileNotFoundError: no such data set, weights or bundle.
+        ValueError: fewer than 8 samples, unreadable volumes, or weights of another network.
+    """
+    report = str(inspect_dataset(dataset, subjects=subjects, subject_pattern=subject_pattern))
+    if weights is None:
+        return report
+    if samples < 8:
+        raise ValueError(f"inspect: samples={samples}: figures need at least 8")
+    root = bundle_folder(bundle)
+    network = _parse(root / "configs" / "train.json", root, dataset).get_parsed_content("network_def")
+    transfer = load_pretrained(weights, network, coverage=0.01)
+    images = _images(_parse(root / "configs" / "pretrain.json", root, dataset), samples)
+    return "\n".join([report, f"{weights}: {transfer}", *_figures(network, images, Path(output))])
+
+
+def _parse(config: Path, root: Path, dataset: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser["bundle_root"], parser["dataset_dir"] = str(root), dataset
+    return parser
+
+
+def _images(parser: ConfigParser, samples: int) -> Tensor:
+    data = parser.get_parsed_content("train::dataset")
+    places = torch.linspace(0, len(data) - 1, min(samples, len(data))).long().unique().tolist()
+    return torch.stack([data[place]["image"] for place in places])
+
+
+@torch.no_grad()
+def _figures(network: nn.Module, images: Tensor, output: Path) -> list[str]:
+    output.mkdir(parents=True, exist_ok=True)
+    maps = encode(network.eval(), images)
+    features = maps[-1].flatten(2).mean(2)
+    dense = maps[2]
+    similarity, spectra = output / "similarity.png", output / "spectrum.png"
+    centre = tuple(side // 2 for side in images.shape[2:])
+    similarity_picture(images[len(images) // 2, 0], dense[len(images) // 2], centre, similarity)
+    spectrum_picture({"features": spectrum(features)}, spectra)
+    return [
+        f"{name} of {len(images)} samples, width {values.shape[1]}: effective rank {effective_rank(values):.1f}, "
+        f"participation ratio {participation_ratio(values):.1f}, spread {feature_spread(values):.3f}"
+        for name, values in (("features", features), ("feature map", dense))
+    ] + [f"pictures: {similarity}, {spectra}"]

@@ -1,0 +1,1 @@
+"""Contrastive and segmentation objectives: a pure function and a thin module each."""

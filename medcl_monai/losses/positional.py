@@ -1,0 +1,153 @@
+"""Positional contrast: slices from nearby places attract each other, whoever they belong to."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from medcl_monai.distributed import gather, rank, world_size
+
+TIE = 1e-6  # differences of positions tie with the threshold for many depths; rounding must not decide
+
+
+class PositionalContrastiveLoss(nn.Module):
+    """Pull together embeddings of slices at nearby positions, push apart all others.
+
+    Zeng D. et al. 2021 (PCL); Zeng S. et al. 2023, eq. 9 and 10, https://arxiv.org/abs/2309.11876, with the mean
+    over anchors for the sum. See `positional_contrast`.
+
+    Args:
+        first: key of one view's embeddings in the network's output: (N, C), or a map (N, C, *S).
+        second: key of the other view's.
+        temperature: divides the cosine similarities; the paper's τ. No unit, above 0.
+        threshold: slices nearer than this share of the axis are positives; the paper's t. Above 1e-6.
+        weight: of this term in the sum that is minimised. No unit.
+        gather: whether negatives come from all processes.
+
+    Raises:
+        ValueError: `temperature` or `threshold` out of range.
+    """
+
+    def __init__(
+        self,
+        first: str = "view_1",
+        second: str = "view_2",
+        temperature: float = 0.1,
+        threshold: float = 0.1,
+        weight: float = 1.0,
+        gather: bool = True,
+    ) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        check_threshold(threshold)
+        self.first, self.second, self.weight, self.gather = first, second, weight, gather
+        self.temperature, self.threshold = temperature, threshold
+
+    def forward(self, output: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The one weighted term; `target` holds `position` (N,)."""
+        rows = dense_rows(output[self.first]), dense_rows(output[self.second])
+        contrast = pair_contrast if self.gather else local_pair_contrast
+        return {"contrast": self.weight * contrast(*rows, target["position"], self.temperature, self.threshold)}
+
+
+def positional_contrast(
+    embeddings: Float[Tensor, "*sites rows dim"],
+    position: Shaped[Tensor, " rows"],
+    temperature: float,
+    threshold: float,
+    anchors: slice | Tensor = slice(None),
+) -> Float[Tensor, ""]:
+    r"""Contrast of rows by position, at each site separately; the mean over anchors and sites.
+
+    .. math:: \ell_a = \log \sum_{b \neq a} e^{g_{ab}} - \frac{1}{|P(a)|} \sum_{b \in P(a)} g_{ab},\quad
+        g_{ab} = \hat z_a \cdot \hat z_b / \tau,\quad P(a) = \{b \neq a : |p_a - p_b| < t - 10^{-6}\}
+
+    The denominator holds the positives too. All numbers leave autocast and are fp32 at least.
+
+    Args:
+        embeddings: rows to be compared at each site: all views of all samples, one after another.
+        position: of each row along the volume's axis, in [0, 1]. Compared in fp64.
+        temperature: the paper's τ, above 0.
+        threshold: the paper's t, above 1e-6. Every row needs a positive: the other view of its own sample is one.
+        anchors: rows whose ℓ are averaged; all rows are compared with.
+
+    Raises:
+        ValueError: `temperature` or `threshold` out of range.
+
+    Example:
+        >>> views = torch.eye(2).repeat(2, 1)
+        >>> round(float(positional_contrast(views, torch.tensor([0.1, 0.9, 0.1, 0.9]), 1.0, 0.1)), 4)
+        0.5514
+    """
+    check_temperature(temperature)
+    check_threshold(threshold)
+    place = position.detach().to(torch.float64)
+    near = (place[anchors, None] - place).abs() < threshold - TIE
+    own = torch.arange(len(place), device=place.device)
+    itself = own[anchors, None] == own
+    near &= ~itself
+    with torch.autocast(embeddings.device.type, enabled=False):  # autocast would take the logits in half precision
+        z = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
+        logits = (z[..., anchors, :] / temperature) @ z.mT
+        share = near.to(logits.dtype) / near.sum(1, keepdim=True)
+        attraction = (logits * share).sum(-1)  # share is 0 on the diagonal, whose logit is still finite here
+        return (logits.masked_fill(itself, -torch.inf).logsumexp(-1) - attraction).mean()
+
+
+def pair_contrast(
+    first: Float[Tensor, "*sites batch dim"],
+    second: Float[Tensor, "*sites batch dim"],
+    position: Shaped[Tensor, " batch"],
+    temperature: float,
+    threshold: float,
+) -> Float[Tensor, ""]:
+    """Positional contrast of two views against the rows of all processes; a process scores its own rows.
+
+    The value is the sum over own rows, divided by all processes' rows per process: the mean over processes (what
+    DistributedDataParallel makes of gradients) is the value of one process that holds all rows. Without a group this
+    is `local_pair_contrast`.
+    """
+    if world_size() == 1:
+        return local_pair_contrast(first, second, position, temperature, threshold)
+    counts = gather(torch.tensor([first.shape[-2]], device=first.device)).tolist()
+    before, own, everyone = sum(counts[: rank()]), counts[rank()], sum(counts)
+    everything = torch.cat([_gather_rows(first), _gather_rows(second)], dim=-2)
+    anchors = torch.arange(before, before + own, device=first.device)
+    anchors = torch.cat([anchors, anchors + everyone])
+    places = gather(position.detach().to(torch.float64)).repeat(2)
+    mean = positional_contrast(everything, places, temperature, threshold, anchors)
+    return mean * (own * world_size() / everyone)
+
+
+def local_pair_contrast(
+    first: Float[Tensor, "*sites batch dim"],
+    second: Float[Tensor, "*sites batch dim"],
+    position: Shaped[Tensor, " batch"],
+    temperature: float,
+    threshold: float,
+) -> Float[Tensor, ""]:
+    """Positional contrast of two views of the samples of this process alone."""
+    return positional_contrast(torch.cat([first, second], dim=-2), position.repeat(2), temperature, threshold)
+
+
+def dense_rows(x: Float[Tensor, "batch dim *sites"]) -> Float[Tensor, "*flat batch dim"]:
+    """A map (N, C, *S) as rows at each site (S, N, C); embeddings (N, C) as they are."""
+    return x if x.ndim == 2 else x.flatten(2).permute(2, 0, 1)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless the temperature is above 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise ValueError unless the threshold lets a row be near the other view of its own sample."""
+    if not threshold > TIE:
+        raise ValueError(f"threshold must be above {TIE:g} (a share of the slice axis), got {threshold}")
+
+
+def _gather_rows(x: Float[Tensor, "*sites batch dim"]) -> Float[Tensor, "*sites all dim"]:
+    return gather(x.movedim(-2, 0).contiguous()).movedim(0, -2)

@@ -1,0 +1,241 @@
+"""JCL: encoder and part of the decoder are pre-trained at once, by contrast at three levels.
+
+S. Zeng et al., Multi-level Asymmetric Contrastive Learning for Medical Image Segmentation Pre-training,
+arXiv 2309.11876 (version 1 calls the method JCL, later ones MACL), IEEE JBHI 2026, doi 10.1109/JBHI.2026.3669549.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
+
+from medcl_monai.losses.positional import (
+    check_temperature,
+    check_threshold,
+    dense_rows,
+    local_pair_contrast,
+    pair_contrast,
+)
+from medcl_monai.methods.base import PretrainingNetwork, names_beginning_with
+from medcl_monai.networks.encode import encode
+from medcl_monai.networks.heads import PooledHead, dense_head
+from medcl_monai.networks.unet import DECODER, ENCODER, STAGES, check_stages, decode, spatial_dims, widths
+from medcl_monai.transforms.views import jitter, random_warp, resample
+
+
+class JCL(PretrainingNetwork):
+    """One encoder in two branches: images at full size, and images reduced by 2^-stages with part of the decoder.
+
+    The auxiliary branch encodes ``aligned_2`` and ``view_2`` at full size. The dominant branch encodes ``aligned_1``
+    and ``view_1``, reduced by 2^-stages, and applies the first `stages` decoder stages, which undo the reduction: its
+    pixel map has the grid of the auxiliary bottleneck. There is no momentum copy, no stop-gradient and no queue: all
+    terms send gradient to both branches (Zeng et al., section 3).
+
+    Differs from the authors' code in: images and bottlenecks are reduced by the mean over blocks (theirs is bilinear,
+    corner-aligned: `corner_aligned`), decoder stages beyond `stages` are not run.
+
+    Args:
+        backbone: MONAI's BasicUNet.
+        stages: decoder stages that are trained, the paper's n; 0 to 4. Also sets the reduction 2^-n.
+        projection_dim: width of the image heads' hidden layer and embedding.
+        image: whether the image level exists.
+        pixel: whether the pixel level exists.
+        corner_aligned: reduce as released: linear interpolation with aligned corners.
+
+    Raises:
+        ValueError: both levels off (then the decoder stages would not be trained), `stages` out of range; in
+            `forward`: a view size that the two branches cannot share.
+    """
+
+    def __init__(
+        self,
+        backbone: BasicUNet,
+        stages: int = 2,
+        projection_dim: int = 128,
+        image: bool = True,
+        pixel: bool = True,
+        corner_aligned: bool = False,
+    ) -> None:
+        super().__init__()
+        if not (image or pixel):
+            raise ValueError("JCL: image and pixel are both off: nothing would train the decoder's stages")
+        self.stages, self.corner_aligned = check_stages(stages), corner_aligned
+        self.backbone, self.dims = backbone, spatial_dims(backbone)
+        bottleneck, width = widths(backbone)[0], widths(backbone)[stages]
+        self.image_dominant = PooledHead(width, projection_dim) if image else None
+        self.image_auxiliary = PooledHead(bottleneck, projection_dim) if image else None
+        self.pixel_auxiliary = dense_head(self.dims, bottleneck, width) if pixel else None
+        self.freeze_untrained()
+
+    def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Embeddings and maps of both branches.
+
+        Args:
+            views: ``aligned_1``, ``aligned_2``, ``view_1``, ``view_2``, each (B, C, *S).
+
+        Returns:
+            ``feature_dominant``, ``feature_auxiliary`` (B, C, *S/2^(4+n)); ``pixel_dominant``, ``pixel_auxiliary``
+            (B, C', *S/16); ``image_dominant``, ``image_auxiliary`` (B, projection_dim); ``features`` (B, C), the
+            pooled auxiliary bottleneck without gradient, for the collapse monitor.
+        """
+        check_view_size(views["aligned_1"].shape[2:], self.stages)
+        bottleneck = encode(self.backbone, views["aligned_2"])[-1]
+        maps = encode(self.backbone, self.reduce(views["aligned_1"]))
+        output = {
+            "feature_dominant": maps[-1],
+            "feature_auxiliary": self.reduce(bottleneck),
+            "features": bottleneck.detach().flatten(2).mean(2),
+        }
+        if self.pixel_auxiliary is not None:
+            output["pixel_dominant"] = decode(self.backbone, maps, self.stages)
+            output["pixel_auxiliary"] = self.pixel_auxiliary(bottleneck)
+        # the spatially varied pair has passes of its own: stacked, batch norm would leak one pair into the other
+        if self.image_dominant is not None and self.image_auxiliary is not None:
+            reduced = encode(self.backbone, self.reduce(views["view_1"]))
+            output["image_dominant"] = self.image_dominant(decode(self.backbone, reduced, self.stages))
+            output["image_auxiliary"] = self.image_auxiliary(encode(self.backbone, views["view_2"])[-1])
+        return output
+
+    def reduce(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *reduced"]:
+        """Images or bottlenecks reduced by 2^-stages in every axis."""
+        if self.stages == 0:
+            return x
+        factor = 2**self.stages
+        if self.corner_aligned:
+            mode = "bilinear" if self.dims == 2 else "trilinear"
+            return F.interpolate(x, [side // factor for side in x.shape[2:]], mode=mode, align_corners=True)
+        pool = F.avg_pool2d if self.dims == 2 else F.avg_pool3d
+        return pool(x, factor)
+
+    def trained_parts(self) -> tuple[str, ...]:
+        """The encoder and the first `stages` decoder stages."""
+        return names_beginning_with(self.backbone, ENCODER + DECODER[: self.stages])
+
+
+class JCLLoss(nn.Module):
+    """Pull together slices at nearby positions as a whole and site by site, and the bottlenecks of both branches.
+
+    Zeng et al., eq. 8 to 11: ``L = λ1 L_g + λ2 L_d + λ3 L_ER``, with means for sums over anchors.
+
+    Args:
+        image_weight: the paper's λ1. A term of weight 0 is neither computed nor returned.
+        pixel_weight: λ2.
+        feature_weight: λ3.
+        temperature: τ, above 0.
+        threshold: slices nearer than this share of the axis are positives, above 1e-6.
+        base_temperature: β; multiplies the contrasts by τ/β, as the released code does with 0.07. None: factor 1.
+        gather: whether negatives come from all processes.
+
+    Raises:
+        ValueError: all weights 0, one negative, `temperature`, `threshold` or `base_temperature` out of range.
+    """
+
+    def __init__(
+        self,
+        image_weight: float = 1.0,
+        pixel_weight: float = 0.5,
+        feature_weight: float = 1.0,
+        temperature: float = 0.1,
+        threshold: float = 0.1,
+        base_temperature: float | None = None,
+        gather: bool = True,
+    ) -> None:
+        super().__init__()
+        self.weights = {"image": image_weight, "pixel": pixel_weight, "feature": feature_weight}
+        if min(self.weights.values()) < 0 or max(self.weights.values()) == 0:
+            raise ValueError(f"JCLLoss: weights must be 0 or more and not all 0, got {self.weights}")
+        check_temperature(temperature)
+        check_threshold(threshold)
+        if base_temperature is not None:
+            check_temperature(base_temperature)
+        self.temperature, self.threshold = temperature, threshold
+        self.scale = 1.0 if base_temperature is None else temperature / base_temperature
+        self.contrast = pair_contrast if gather else local_pair_contrast
+
+    def forward(self, output: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weighted terms ``image``, ``pixel``, ``feature``; `target` holds ``position`` (B,)."""
+        terms = {}
+        for level in ("image", "pixel"):
+            if self.weights[level] > 0:
+                rows = dense_rows(output[f"{level}_auxiliary"]), dense_rows(output[f"{level}_dominant"])
+                value = self.contrast(*rows, target["position"], self.temperature, self.threshold)
+                terms[level] = self.weights[level] * self.scale * value
+        if self.weights["feature"] > 0:
+            terms["feature"] = self.weights["feature"] * feature_distance(
+                output["feature_dominant"], output["feature_auxiliary"]
+            )
+        return terms
+
+
+def feature_distance(
+    dominant: Float[Tensor, "batch channels *size"], auxiliary: Float[Tensor, "batch channels *size"]
+) -> Float[Tensor, ""]:
+    """Mean absolute difference of the two bottlenecks, in fp32 at least (Zeng et al., eq. 11); gradient to both.
+
+    It is not invariant to the scale of the features: features that shrink lower it too.
+    """
+    with torch.autocast(dominant.device.type, enabled=False):
+        dtype = torch.promote_types(dominant.dtype, torch.float32)
+        return F.l1_loss(dominant.to(dtype), auxiliary.to(dtype))
+
+
+def check_view_size(size: Sequence[int], stages: int) -> None:
+    """Raise ValueError for a view size that leaves the two branches on different grids, or a bottleneck of one cell."""
+    multiple = 2 ** (STAGES + stages)
+    shown = tuple(size)
+    if any(side % multiple for side in size):
+        off = next(side for side in size if side % multiple)
+        near = " or ".join(str(side) for side in (off // multiple * multiple, -(-off // multiple) * multiple) if side)
+        other = f", or stages={stages - 1} (multiples of {multiple // 2})" if stages else ""
+        raise ValueError(
+            f"JCL: view size {shown} is not a multiple of {multiple} in every axis: the backbone halves four times "
+            f"after a reduction by {2**stages} (stages={stages}); use {near}{other}"
+        )
+    if all(side == multiple for side in size):
+        cells = "x".join("1" for _ in size)
+        other = f", or {multiple} with stages={stages - 1}" if stages else ""
+        raise ValueError(
+            f"JCL: view size {shown} leaves a {cells} bottleneck in the dominant branch (stages={stages}): "
+            f"the smallest size is {2 * multiple}{other}"
+        )
+
+
+class JCLViews:
+    """The aligned pair is the sample itself, twice; the varied pair is two affine resamplings with jitter.
+
+    Zeng et al., eq. 5: the spatial-invariance group are original images, the spatial-variance group translated,
+    rotated and scaled ones. No flip: left and right are anatomy.
+
+    Args:
+        rotation: degrees, each way.
+        scale_range: smallest and largest magnification, drawn log-uniformly, above 0.
+        translation: share of the side, each way, 0 or more.
+        aligned_jitter: contrast and brightness of the aligned pair, 0 (the sample, bit for bit) to 1.
+        view_jitter: contrast and brightness of the varied pair, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        rotation: float = 20.0,
+        scale_range: Sequence[float] = (0.8, 1.25),
+        translation: float = 0.1,
+        aligned_jitter: float = 0.0,
+        view_jitter: float = 0.2,
+    ) -> None:
+        self.rotation, self.scale_range, self.translation = rotation, tuple(scale_range), translation
+        self.aligned_jitter, self.view_jitter = aligned_jitter, view_jitter
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Views (``aligned_1``, ``aligned_2``, ``view_1``, ``view_2``) and target (``warp_1``, ``warp_2``, …)."""
+        sample = batch["image"]
+        known = {"position": batch["position"], "subject": batch["subject"]}
+        views, target = dict(known), {**known, "image": sample}
+        for number in (1, 2):
+            warp = random_warp(len(sample), sample.shape[2:], self.rotation, self.scale_range, self.translation)
+            target[f"warp_{number}"] = warp.to(sample)
+            views[f"view_{number}"] = jitter(resample(sample, target[f"warp_{number}"]), self.view_jitter)
+            views[f"aligned_{number}"] = jitter(sample, self.aligned_jitter)
+        return views, target

@@ -1,0 +1,1 @@
+"""Parts of networks: one encode for every backbone, decode of a U-Net, heads."""

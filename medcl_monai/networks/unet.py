@@ -1,0 +1,60 @@
+"""MONAI's BasicUNet in pieces: encoder, some of the decoder's stages, their widths."""
+
+from monai.networks.nets import BasicUNet
+from torch import Tensor
+
+from medcl_monai.networks.encode import encode
+
+STAGES = 4
+ENCODER = ("conv_0.", "down_1.", "down_2.", "down_3.", "down_4.")
+DECODER = ("upcat_4.", "upcat_3.", "upcat_2.", "upcat_1.")
+
+
+@encode.register
+def _(backbone: BasicUNet, x: Tensor) -> list[Tensor]:
+    maps = [backbone.conv_0(x)]
+    for stage in (backbone.down_1, backbone.down_2, backbone.down_3, backbone.down_4):
+        maps.append(stage(maps[-1]))
+    return maps
+
+
+def decode(unet: BasicUNet, maps: list[Tensor], stages: int | None = None) -> Tensor:
+    """Decoder map after the first `stages` stages, each with its skip.
+
+    ``unet.final_conv(decode(unet, encode(unet, x)))`` equals ``unet(x)`` bit for bit.
+
+    Args:
+        unet: the network.
+        maps: what `encode` returns, five maps.
+        stages: 0 (the bottleneck itself) to 4; None is all.
+
+    Raises:
+        ValueError: `stages` out of range.
+    """
+    x = maps[-1]
+    decoder = (unet.upcat_4, unet.upcat_3, unet.upcat_2, unet.upcat_1)
+    for stage, skip in zip(decoder[: check_stages(STAGES if stages is None else stages)], maps[-2::-1], strict=False):
+        x = stage(x, skip)
+    return x
+
+
+def widths(unet: BasicUNet) -> tuple[int, ...]:
+    """Channels of the decoder's map after 0 to 4 stages."""
+    stages = (unet.down_4, unet.upcat_4, unet.upcat_3, unet.upcat_2, unet.upcat_1)
+    return tuple(stage.convs.conv_1.conv.out_channels for stage in stages)
+
+
+def spatial_dims(unet: BasicUNet) -> int:
+    """Number of spatial axes, 1 to 3."""
+    return unet.conv_0.conv_0.conv.weight.ndim - 2
+
+
+def check_stages(stages: int) -> int:
+    """`stages`, if the decoder has so many.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if stages not in range(STAGES + 1):
+        raise ValueError(f"stages must be 0 to {STAGES}, got {stages}")
+    return stages

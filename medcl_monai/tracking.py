@@ -1,0 +1,243 @@
+"""MLflow that never kills a training: a run's record goes to a store or server, and to a local file when that fails."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+from matplotlib.figure import Figure
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from medcl_monai.data.place import cache_folder
+from medcl_monai.distributed import rank
+from medcl_monai.files import write_atomically
+
+logger = logging.getLogger(__name__)
+BATCH = 900  # MLflow takes at most 1,000 metrics at once
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # its own defaults wait minutes
+
+
+class Tracker:
+    """One MLflow run at a time: begun, filled in batches, ended.
+
+    Args:
+        tracking_uri: ``sqlite:///…`` (made if it does not exist) or the address of a server.
+        experiment_name: of the experiment; made if it does not exist.
+        folder: where artifacts of a local store lie (``mlruns``), and the local record if the server fails.
+        run_name: of the run; None: a new unique one.
+        parameters: of the run.
+        artifacts: files and folders that are stored with the run, as the bundle's configs.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment_name: str,
+        folder: str | Path,
+        run_name: str | None = None,
+        parameters: Mapping[str, object] | None = None,
+        artifacts: Sequence[str | Path] = (),
+    ) -> None:
+        self.tracking_uri, self.experiment_name, self.folder = tracking_uri, experiment_name, Path(folder)
+        self.run_name = run_name or f"{experiment_name} {time.strftime('%Y-%m-%d %H:%M:%S')} {uuid.uuid4().hex[:6]}"
+        self.parameters, self.artifacts = dict(parameters or {}), tuple(artifacts)
+        self.run_id: str | None = None
+        self.active, self.record = False, None
+        self._client: MlflowClient | None = None
+        self._buffer: list[Metric] = []
+
+    def begin(self) -> None:
+        """Begin the run, or go on with the one that a checkpoint named; nothing on other processes than the first."""
+        if rank() != 0 or self.active:
+            return
+        self.active = True
+        self._send("begin", self._begin, {"run_name": self.run_name, "experiment_name": self.experiment_name})
+        values = {name: str(value)[:6000] for name, value in self.parameters.items()}
+        self._send("parameters", lambda: self._log_parameters(values), values)
+        for path in map(Path, self.artifacts):
+            if path.exists():
+                self._send("artifact", lambda path=path: self._log_artifact(path), str(path))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Keep finite or infinite scalars for the next batch; NaN is kept as a gap."""
+        now = int(time.time() * 1000)
+        self._buffer += [Metric(name, float(value), now, step) for name, value in values.items() if value == value]
+        if len(self._buffer) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was kept."""
+        batch, self._buffer = self._buffer[:BATCH], self._buffer[BATCH:]
+        if self.active and batch:
+            rows = [[metric.key, metric.value, metric.timestamp, metric.step] for metric in batch]
+            self._send("metrics", lambda: self._client.log_batch(self.run_id, metrics=batch), rows)
+        if self._buffer:
+            self.flush()
+
+    def picture(self, name: str, figure: Figure, step: int) -> None:
+        """Store a figure as ``pictures/NAME/step_STEP.png``."""
+        if self.active:
+            place = f"pictures/{name}/step_{step}.png"
+            local = self.folder / place
+            local.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(local, dpi=100)
+            self._send("picture", lambda: self._client.log_artifact(self.run_id, str(local), f"pictures/{name}"), place)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        if self.active:
+            self.flush()
+            self._send("end", lambda: self._client.set_terminated(self.run_id, status), status)
+            self.active = False
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint: a resumed training goes on with its run."""
+        return {"run_id": self.run_id or ""}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """From a checkpoint."""
+        self.run_id = str(state["run_id"]) or None
+
+    def _begin(self) -> None:
+        prepare_store(self.tracking_uri)
+        self._client = MlflowClient(self.tracking_uri)
+        if self.run_id is not None:
+            with suppress(mlflow.exceptions.MlflowException):  # a run that is gone: begin a new one
+                self._client.update_run(self.run_id, status="RUNNING")
+                return
+        local = self.tracking_uri.startswith("sqlite:")
+        experiment = find_experiment(self._client, self.experiment_name, self.folder / "mlruns" if local else None)
+        tags = {"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}
+        self.run_id = self._client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
+
+    def _log_parameters(self, values: Mapping[str, str]) -> None:
+        known = self._client.get_run(self.run_id).data.params
+        new = [Param(name, value) for name, value in values.items() if name not in known]
+        # MLflow refuses to change a parameter of a continued run: a changed one becomes a tag
+        changed = [RunTag(f"resumed.{name}", value) for name, value in values.items() if known.get(name, value) != value]
+        self._client.log_batch(self.run_id, params=new, tags=changed)
+
+    def _log_artifact(self, path: Path) -> None:
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), path.name)
+        else:
+            self._client.log_artifact(self.run_id, str(path))
+
+    def _send(self, kind: str, send: Callable[[], object], what: object) -> None:
+        """Call MLflow; from its first failure on, write to the local record instead."""
+        if self.record is None:
+            try:
+                with patience():
+                    send()
+                return
+            except Exception as error:
+                self.record = self.folder / f"tracking_{uuid.uuid4().hex[:8]}.jsonl"
+                logger.warning(
+                    "MLflow at %s cannot be reached (%s): training goes on, the record is written to %s; "
+                    "send it later with medcl_monai.tracking.replay", self.tracking_uri, error, self.record,
+                )
+                self._note("begin", {"run_name": self.run_name, "experiment_name": self.experiment_name, "run_id": self.run_id})
+                if kind == "begin":
+                    return
+        self._note(kind, what)
+
+    def _note(self, kind: str, what: object) -> None:
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        with self.record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "what": what}) + "\n")
+
+
+def replay(record: str | Path, tracking_uri: str) -> str:
+    """Send a local record to a store or server; the run's id.
+
+    Args:
+        record: the file ``tracking_….jsonl`` that a training wrote when its server was lost.
+        tracking_uri: where it goes. A run that the server has already is continued.
+
+    Raises:
+        FileNotFoundError: no such record.
+        ValueError: it is no record.
+    """
+    record = Path(record)
+    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    if not lines or lines[0].get("kind") != "begin":
+        raise ValueError(f"{record} is no record of a run: its first line must have the kind 'begin'")
+    first = lines[0]["what"]
+    tracker = Tracker(tracking_uri, first["experiment_name"], record.parent, first["run_name"])
+    tracker.run_id = first["run_id"]
+    prepare_store(tracking_uri)
+    tracker._begin()
+    client, run = tracker._client, tracker.run_id
+    for kind, what in ((line["kind"], line["what"]) for line in lines[1:]):
+        if kind == "parameters":
+            tracker._log_parameters(what)
+        elif kind == "metrics":
+            client.log_batch(run, metrics=[Metric(*row) for row in what])
+        elif kind == "picture" and (record.parent / what).is_file():
+            client.log_artifact(run, str(record.parent / what), str(Path(what).parent))
+        elif kind == "artifact" and Path(what).exists():
+            tracker._log_artifact(Path(what))
+        elif kind == "end":
+            client.set_terminated(run, what)
+    return run
+
+
+def find_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
+    """Id of the experiment, made if it does not exist; another process may make it at the same time."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            place = None if artifacts is None else artifacts.resolve().as_uri()
+            return client.create_experiment(name, artifact_location=place)
+        except mlflow.exceptions.MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return found.experiment_id
+
+
+def prepare_store(tracking_uri: str) -> None:
+    """Put a ready empty store where a SQLite file is asked for and none is; MLflow needs 7 s to make one."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return
+    path = Path(tracking_uri.removeprefix("sqlite:///"))
+    if path.exists():
+        return
+    ready = cache_folder() / "mlflow" / f"empty-{mlflow.__version__}.db"
+    if not ready.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "mlruns.db"
+            MlflowClient(f"sqlite:///{made}").search_experiments()
+            write_atomically(ready, lambda aside: shutil.copyfile(made, aside))
+    write_atomically(path, lambda aside: shutil.copyfile(ready, aside))
+
+
+def git_commit() -> str | None:
+    """Commit of the working directory, None outside of a repository."""
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+    return None
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Bounds for MLflow's own retries, taken back afterwards; what the user set holds."""
+    before = {name: os.environ.get(name) for name in PATIENCE}
+    os.environ.update({name: value for name, value in PATIENCE.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)

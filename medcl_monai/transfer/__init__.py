@@ -1,0 +1,1 @@
+"""Weights in: load with a report of every tensor."""

@@ -1,0 +1,1 @@
+"""Views on the device and dictionary transforms of volumes."""

@@ -1,0 +1,40 @@
+"""Dictionary transforms beside MONAI's."""
+
+from collections.abc import Mapping
+
+from monai.transforms import Spacingd as MonaiSpacingd
+
+
+class Spacingd(MonaiSpacingd):
+    """MONAI's `Spacingd` for data that hold other values under keys beginning with ``image_``.
+
+    MONAI takes each such value for a dict of metadata; MONAI Label puts the string ``image_path`` there, and every
+    request would fail (Project-MONAI/MONAILabel#1544). Values, affine and inverse are MONAI's.
+    """
+
+    def __call__(self, data: Mapping, *args: object, **kwargs: object) -> dict:
+        """The data with resampled volumes."""
+        strange = {name: value for name, value in data.items() if _strange(name, value)}
+        known = {name: value for name, value in data.items() if name not in strange}
+        return {**super().__call__(known, *args, **kwargs), **strange}
+
+
+def pixdim(spatial_dims: int, slice_axis: int, pixel_spacing: float) -> list[float]:
+    """Spacing for `Spacingd`: in 2D the slice axis keeps its own (-1).
+
+    Raises:
+        ValueError: a spacing that is not above 0, or another number of axes.
+
+    Example:
+        >>> pixdim(2, 2, 0.5)
+        [0.5, 0.5, -1.0]
+    """
+    if not pixel_spacing > 0 or spatial_dims not in (2, 3) or slice_axis not in (0, 1, 2):
+        raise ValueError(
+            f"pixel_spacing {pixel_spacing} (mm) must be above 0, spatial_dims {spatial_dims} 2 or 3, slice_axis {slice_axis} 0 to 2"
+        )
+    return [-1.0 if spatial_dims == 2 and axis == slice_axis else float(pixel_spacing) for axis in range(3)]
+
+
+def _strange(name: object, value: object) -> bool:
+    return isinstance(name, str) and name.startswith("image_") and not isinstance(value, dict)
