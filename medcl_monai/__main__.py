@@ -18,7 +18,7 @@ VERBS = {
 def main() -> None:
     """Run one verb; an error of the user's input ends with its one line and exit status 1."""
     try:
-        fire.Fire(VERBS, name="python -m medcl_monai", serialize=str)
+        fire.Fire(VERBS, name="python -m medcl_monai", serialize=lambda result: "" if result is None else str(result))
     except (ValueError, OSError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
 

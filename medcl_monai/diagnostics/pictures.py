@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Okabe and Ito
+COLOURS = ("#e69f00", "#56b4e9", "#d55e00", "#f0e442", "#cc79a7", "#009e73", "#0072b2")  # Okabe and Ito
 
 
 def overlay_picture(
@@ -40,7 +40,7 @@ def overlay_picture(
             inside = np.where(regions == value, 1.0, np.nan)
             axis.imshow(inside.T, origin="lower", cmap=ListedColormap([colours[value]]), alpha=0.55, vmin=0, vmax=1)
     legend = [Patch(color=colours[int(value)], label=name) for value, name in structures.items()]
-    figure.legend(handles=legend, loc="lower center", ncols=len(legend), fontsize=8, frameon=False)
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), fontsize=8, frameon=False)
     _save(figure, path)
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medcl_monai.losses.positional import check_temperature, positional_contrast
+from medcl_monai.losses.positional import check_temperature, local_pair_contrast
 
 
 class NTXentLoss(nn.Module):
@@ -44,5 +44,4 @@ def ntxent(a: Float[Tensor, "batch dim"], b: Float[Tensor, "batch dim"], tempera
 
     It is the positional contrast of distinct positions: the only positive of a row is its partner.
     """
-    place = torch.arange(len(a), device=a.device).repeat(2)
-    return positional_contrast(torch.cat([a, b]), place, temperature, threshold=0.5)
+    return local_pair_contrast(a, b, torch.arange(len(a), device=a.device), temperature, threshold=0.5)

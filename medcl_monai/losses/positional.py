@@ -67,14 +67,15 @@ def positional_contrast(
     The denominator holds the positives too. All numbers leave autocast and are fp32 at least.
 
     Args:
-        embeddings: rows to be compared at each site: all views of all samples, one after another.
+        embeddings: rows to be compared at each site: all views of all samples, one after another. Every row needs a
+            positive; the other view of its own sample is one.
         position: of each row along the volume's axis, in [0, 1]. Compared in fp64.
         temperature: the paper's τ, above 0.
-        threshold: the paper's t, above 1e-6. Every row needs a positive: the other view of its own sample is one.
+        threshold: the paper's t, above 1e-6.
         anchors: rows whose ℓ are averaged; all rows are compared with.
 
     Raises:
-        ValueError: `temperature` or `threshold` out of range.
+        ValueError: `temperature` or `threshold` out of range, or an anchor without a positive.
 
     Example:
         >>> views = torch.eye(2).repeat(2, 1)
@@ -88,12 +89,16 @@ def positional_contrast(
     own = torch.arange(len(place), device=place.device)
     itself = own[anchors, None] == own
     near &= ~itself
+    positives = near.sum(1, keepdim=True)
+    if not bool(positives.all()):
+        lonely = place[anchors][positives[:, 0] == 0][0]
+        raise ValueError(f"no row is nearer than {threshold} to the row at position {float(lonely)}: its mean is empty")
     with torch.autocast(embeddings.device.type, enabled=False):  # autocast would take the logits in half precision
         z = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
         logits = (z[..., anchors, :] / temperature) @ z.mT
-        share = near.to(logits.dtype) / near.sum(1, keepdim=True)
-        attraction = (logits * share).sum(-1)  # share is 0 on the diagonal, whose logit is still finite here
-        return (logits.masked_fill(itself, -torch.inf).logsumexp(-1) - attraction).mean()
+        # the share is 0 on the diagonal, whose logit is still finite here: 0 times -inf would be NaN
+        attraction = (logits * (near.to(logits.dtype) / positives)).sum(-1)
+        return (logits.masked_fill_(itself, -torch.inf).logsumexp(-1) - attraction).mean()
 
 
 def pair_contrast(
@@ -113,7 +118,7 @@ def pair_contrast(
         return local_pair_contrast(first, second, position, temperature, threshold)
     counts = gather(torch.tensor([first.shape[-2]], device=first.device)).tolist()
     before, own, everyone = sum(counts[: rank()]), counts[rank()], sum(counts)
-    everything = torch.cat([_gather_rows(first), _gather_rows(second)], dim=-2)
+    everything = _join(_gather_rows(first), _gather_rows(second))
     anchors = torch.arange(before, before + own, device=first.device)
     anchors = torch.cat([anchors, anchors + everyone])
     places = gather(position.detach().to(torch.float64)).repeat(2)
@@ -129,7 +134,7 @@ def local_pair_contrast(
     threshold: float,
 ) -> Float[Tensor, ""]:
     """Positional contrast of two views of the samples of this process alone."""
-    return positional_contrast(torch.cat([first, second], dim=-2), position.repeat(2), temperature, threshold)
+    return positional_contrast(_join(first, second), position.repeat(2), temperature, threshold)
 
 
 def dense_rows(x: Float[Tensor, "batch dim *sites"]) -> Float[Tensor, "*flat batch dim"]:
@@ -147,6 +152,13 @@ def check_threshold(threshold: float) -> None:
     """Raise ValueError unless the threshold lets a row be near the other view of its own sample."""
     if not threshold > TIE:
         raise ValueError(f"threshold must be above {TIE:g} (a share of the slice axis), got {threshold}")
+
+
+def _join(
+    first: Float[Tensor, "*sites batch dim"], second: Float[Tensor, "*sites batch dim"]
+) -> Float[Tensor, "*sites rows dim"]:
+    with torch.autocast(first.device.type, enabled=False):  # under autocast `cat` refuses or changes some dtypes
+        return torch.cat([first, second], dim=-2)
 
 
 def _gather_rows(x: Float[Tensor, "*sites batch dim"]) -> Float[Tensor, "*sites all dim"]:

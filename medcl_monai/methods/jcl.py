@@ -149,8 +149,8 @@ class JCLLoss(nn.Module):
             raise ValueError(f"JCLLoss: weights must be 0 or more and not all 0, got {self.weights}")
         check_temperature(temperature)
         check_threshold(threshold)
-        if base_temperature is not None:
-            check_temperature(base_temperature)
+        if base_temperature is not None and not base_temperature > 0:
+            raise ValueError(f"JCLLoss: base_temperature must be above 0 or None, got {base_temperature}")
         self.temperature, self.threshold = temperature, threshold
         self.scale = 1.0 if base_temperature is None else temperature / base_temperature
         self.contrast = pair_contrast if gather else local_pair_contrast
@@ -188,7 +188,8 @@ def check_view_size(size: Sequence[int], stages: int) -> None:
     shown = tuple(size)
     if any(side % multiple for side in size):
         off = next(side for side in size if side % multiple)
-        near = " or ".join(str(side) for side in (off // multiple * multiple, -(-off // multiple) * multiple) if side)
+        floor = off // multiple * multiple
+        near = f"{floor} or {floor + multiple}" if floor > multiple else str(2 * multiple)  # one cell would be too few
         other = f", or stages={stages - 1} (multiples of {multiple // 2})" if stages else ""
         raise ValueError(
             f"JCL: view size {shown} is not a multiple of {multiple} in every axis: the backbone halves four times "

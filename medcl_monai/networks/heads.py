@@ -29,10 +29,9 @@ class PooledHead(nn.Module):
 
 def dense_head(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Sequential:
     """Two convolutions (3 wide, batch norm, LeakyReLU 0.01) on a map; the size stays."""
+    act = ("LeakyReLU", {"negative_slope": 0.01})
     return nn.Sequential(*(
-        Convolution(
-            spatial_dims, channels, out_channels, kernel_size=3, act=("LeakyReLU", {"negative_slope": 0.01}), norm="batch"
-        )
+        Convolution(spatial_dims, channels, out_channels, kernel_size=3, act=act, norm="batch")
         for channels in (in_channels, out_channels)
     ))
 

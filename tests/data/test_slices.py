@@ -1,0 +1,168 @@
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from medcl_monai.data.cache import VolumeCache, check_loaded, describe
+from medcl_monai.data.samplers import StreamSampler, foreground_weights, sample_loader
+from medcl_monai.data.shares import label_shares
+from medcl_monai.data.slices import SliceDataset
+from medcl_monai.data.splits import split_dataset
+from medcl_monai.data.volumes import VolumeDataset
+from medcl_monai.transforms.augmentation import augmentation
+
+BOTH = ("image", "label")
+
+
+@pytest.fixture
+def slices(population, preprocessing, tmp_path):
+    data = split_dataset(population).training
+    return SliceDataset(data, preprocessing(BOTH), (48, 48), augmentation=augmentation((48, 48)), cache_dir=tmp_path)
+
+
+def test_an_item_is_a_plain_slice_with_position_and_subject(slices):
+    assert len(slices) == 4 * 40
+    sample = slices[(45, 7)]
+    assert sample["image"].shape == sample["label"].shape == (1, 48, 48)
+    assert not any(isinstance(value, MetaTensor) for value in sample.values())
+    assert [str(sample[key].dtype)[6:] for key in ("image", "label", "position", "subject")] == [
+        "float32", "uint8", "float64", "int64",
+    ]
+    assert float(sample["position"]) == (5 + 0.5) / 40
+    assert int(sample["subject"]) == 1
+
+
+def test_an_item_depends_on_its_seed_alone(slices):
+    first, again, other = (slices[(60, seed)]["image"] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_small_slices_are_padded_with_the_volume_s_minimum_and_large_ones_cropped(population, preprocessing, tmp_path):
+    data = split_dataset(population).training[:1]
+    padded = SliceDataset(data, preprocessing(BOTH), (64, 64), cache_dir=tmp_path)
+    volume = np.load(padded.paths[0]["image"])
+    sample = padded[20]
+    assert float(sample["image"][0, 0, 0]) == volume.min()
+    assert torch.equal(sample["image"][0, 12:52, 8:56], torch.from_numpy(volume[0, :, :, 20]))
+    assert int(sample["label"][0, 0, 0]) == 0
+    cropped = SliceDataset(data, preprocessing(BOTH), (16, 16), cache_dir=tmp_path)
+    assert len({cropped[(20, seed)]["image"].sum() for seed in range(10)}) > 3
+
+
+def test_in_three_dimensions_an_item_is_a_crop_whose_centre_is_its_position(population, preprocessing, tmp_path):
+    data = split_dataset(population).training
+    crops = SliceDataset(data, preprocessing(BOTH, dims=3), (32, 32, 32), spatial_dims=3, cache_dir=tmp_path)
+    assert len(crops) == 4
+    samples = [crops[(0, seed)] for seed in range(20)]
+    assert samples[0]["image"].shape == (1, 32, 32, 32)
+    positions = {float(sample["position"]) for sample in samples}
+    assert positions <= {(corner + 16) / 40 for corner in range(9)}
+    assert crops.foreground.all()
+
+
+def test_foreground_weights_and_shares_follow_the_labels(slices):
+    weights = foreground_weights(slices, 0.1)
+    empty = ~slices.foreground
+    assert torch.equal(weights == 1.0, slices.foreground)
+    assert empty.any()
+    torch.testing.assert_close(weights[empty], torch.full((int(empty.sum()),), 0.1))
+    shares = label_shares(slices, 6)
+    label = np.concatenate([np.load(paths["label"]).ravel() for paths in slices.paths])
+    np.testing.assert_allclose(shares.numpy(), np.bincount(label, minlength=6) / label.size, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"example_000.nii.gz holds the label value 4: 0 to 3 are expected"):
+        label_shares(slices, 4)
+
+
+def test_the_cache_is_read_again_and_knows_the_transform(population, preprocessing, tmp_path):
+    entry = split_dataset(population).training[0]
+    first = VolumeCache(preprocessing(BOTH), tmp_path)(entry)
+    written = first["image"].stat().st_mtime_ns
+    assert VolumeCache(preprocessing(BOTH), tmp_path)(entry) == first
+    assert first["image"].stat().st_mtime_ns == written
+    assert VolumeCache(preprocessing(BOTH, 2.0), tmp_path)(entry) != first
+    assert describe(preprocessing(BOTH)) == describe(preprocessing(BOTH))
+    assert "0x" not in describe(preprocessing(BOTH))
+
+
+def spoil(kind, image, label):
+    affine = image.affine.copy()
+    values, regions = np.asarray(image.dataobj).astype(np.float32), np.asarray(label.dataobj).astype(np.float32)
+    if kind == "NaN":
+        values[3, 3, 3] = np.nan
+    elif kind == "value 7 only":
+        values[:] = 7
+    elif kind == "another grid":
+        affine[0, 3] += 5
+    elif kind == "voxels, its image":
+        regions = regions[:-1]
+    elif kind == "0.5: whole numbers":
+        regions[0, 0, 0] = 0.5
+    return nibabel.Nifti1Image(values, image.affine), nibabel.Nifti1Image(regions, affine)
+
+
+@pytest.mark.parametrize("kind", ["NaN", "value 7 only", "another grid", "voxels, its image", "0.5: whole numbers"])
+def test_what_cannot_be_trained_on_is_named(population, preprocessing, tmp_path, kind):
+    entry = split_dataset(population).training[0]
+    loaded = [nibabel.load(entry[key]) for key in BOTH]
+    bad = {key: str(tmp_path / f"{key}.nii.gz") for key in BOTH}
+    for key, volume in zip(BOTH, spoil(kind, *loaded), strict=True):
+        nibabel.save(volume, bad[key])
+    with pytest.raises(ValueError, match=kind):
+        SliceDataset([bad], preprocessing(BOTH), (48, 48), cache_dir=tmp_path)
+    with pytest.raises(ValueError, match=kind):
+        VolumeDataset([bad], preprocessing(BOTH))[0]
+
+
+def test_truncated_and_missing_files_are_named(population, preprocessing, tmp_path):
+    entry = split_dataset(population).training[0]
+    half = tmp_path / "half.nii.gz"
+    half.write_bytes(open(entry["image"], "rb").read()[:5000])
+    with pytest.raises(ValueError, match=r"half.nii.gz cannot be read or prepared"):
+        check_loaded({"image": str(half)}, preprocessing())
+    with pytest.raises(ValueError, match=r"gone.nii.gz does not exist"):
+        SliceDataset([{"image": str(tmp_path / "gone.nii.gz")}], preprocessing(), (48, 48), cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="no entries"):
+        SliceDataset([], preprocessing(), (48, 48))
+
+
+def test_a_stream_can_start_anywhere():
+    whole = StreamSampler(10, 4, seed=3)
+    later = StreamSampler(10, 4, seed=3)
+    later.start = 5
+    expected = [batch for batch, _ in zip(iter(whole), range(9), strict=False)][5:]
+    assert [batch for batch, _ in zip(iter(later), range(4), strict=False)] == expected
+
+
+def test_every_item_comes_once_per_permutation_and_weights_rule_the_draws():
+    items = [item for batch, _ in zip(iter(StreamSampler(10, 4)), range(10), strict=False) for item, _ in batch]
+    assert all(sorted(items[k : k + 10]) == list(range(10)) for k in range(0, 40, 10))
+    weights = torch.tensor([0.0, 1.0, 3.0])
+    drawn = [item for batch, _ in zip(iter(StreamSampler(3, 8, 0, weights)), range(200), strict=False) for item, _ in batch]
+    assert 0 not in drawn
+    assert 2.5 < drawn.count(2) / drawn.count(1) < 3.6
+
+
+def test_processes_take_different_parts_of_a_permutation(monkeypatch):
+    taken = []
+    for process in (0, 1):
+        monkeypatch.setattr("medcl_monai.data.samplers.rank", lambda process=process: process)
+        monkeypatch.setattr("medcl_monai.data.samplers.world_size", lambda: 2)
+        taken += [item for number in range(2) for item, _ in StreamSampler(16, 4).batch(number)]
+    assert sorted(taken) == list(range(16))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_workers_do_not_change_the_stream(slices):
+    batches = [next(iter(sample_loader(slices, 4, seed=1, num_workers=workers))) for workers in (0, 2)]
+    assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0])
+
+
+def test_sizes_and_batches_that_cannot_work_are_named(slices, preprocessing):
+    with pytest.raises(ValueError, match="batch_size must be at least 2"):
+        sample_loader(slices, 1)
+    with pytest.raises(ValueError, match="must have spatial_dims=2"):
+        SliceDataset(slices.data, preprocessing(BOTH), (8, 8, 8))
+    with pytest.raises(ValueError, match="both must be at least 1"):
+        StreamSampler(0, 4)

@@ -1,0 +1,34 @@
+import pytest
+import torch
+from torch import nn
+
+from medcl_monai.networks.encode import encode
+from medcl_monai.networks.parameters import parameter_groups
+from medcl_monai.networks.unet import decode, widths
+
+
+@pytest.mark.parametrize(("dims", "size"), [(2, (48, 64)), (3, (32, 32, 48))])
+def test_the_pieces_are_the_whole_network(unet, dims, size):
+    network, x = unet(dims).eval(), torch.randn(1, 1, *size)
+    maps = encode(network, x)
+    assert torch.equal(network.final_conv(decode(network, maps)), network(x))
+    assert decode(network, maps, 0) is maps[-1]
+    for stages, width in enumerate(widths(network)):
+        assert decode(network, maps, stages).shape[1] == width
+
+
+def test_the_number_of_stages_and_the_class_of_backbone_are_checked(unet):
+    network = unet()
+    with pytest.raises(ValueError, match="stages must be 0 to 4, got 5"):
+        decode(network, encode(network, torch.randn(2, 1, 32, 32)), 5)
+    with pytest.raises(TypeError, match="no case for Linear; there are BasicUNet"):
+        encode(nn.Linear(2, 2), torch.zeros(2, 2))
+
+
+def test_the_encoder_learns_at_its_own_rate(unet):
+    network = unet()
+    encoder, rest = parameter_groups(network, ["conv_0.", "down_"], 0.01, 0.1)
+    assert (encoder["lr"], rest["lr"]) == (0.001, 0.01)
+    assert len(encoder["params"]) + len(rest["params"]) == len(list(network.parameters()))
+    with pytest.raises(ValueError, match="begins with one of"):
+        parameter_groups(network, ["nothing."], 0.01)
