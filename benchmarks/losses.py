@@ -55,7 +55,8 @@ def dense() -> None:
         def ours(x: torch.Tensor, position: torch.Tensor = position) -> torch.Tensor:
             return positional_contrast(x, position, TEMPERATURE, 0.1)
 
-        compare(f"dense, {sites} sites, width {width}", step(ours, embeddings), "loop over sites", step(loop, embeddings), bar, 3)
+        title = f"dense, {sites} sites, width {width}"
+        compare(title, step(ours, embeddings), "loop over sites", step(loop, embeddings), bar, 3)
 
 
 def one_site(rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Side-by-side measurement: each candidate in turn, several times, in one process; CPU time and growth of peak memory."""
+"""Side-by-side measurement in one process: each candidate in turn; CPU time and growth of peak memory."""
 
 import gc
 import multiprocessing
@@ -57,6 +57,7 @@ def row(title: str, ours: float, peer: str, theirs: float, bar: float, memory: t
     """One line: times in ms, our share of the peer's, the bar, peak memory of both in MB."""
     verdict = "met" if ours <= bar * theirs else "MISSED"
     return (
-        f"{title:34} ours {ours * 1e3:9.2f} ms {memory[0]:7.0f} MB | {peer:24} {theirs * 1e3:9.2f} ms {memory[1]:7.0f} MB"
+        f"{title:34} ours {ours * 1e3:9.2f} ms {memory[0]:7.0f} MB"
+        f" | {peer:24} {theirs * 1e3:9.2f} ms {memory[1]:7.0f} MB"
         f" | ratio {ours / theirs:7.4f}, bar {bar:.4f} {verdict}"
     )

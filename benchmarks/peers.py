@@ -6,7 +6,7 @@ _library = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def lightly_ntxent(temperature: float) -> torch.nn.Module:
-    """lightly's loss; beside a CPU torch, torchvision imports only when its two operators are declared first."""
+    """Lightly's loss; beside a CPU torch, torchvision imports only when its two operators are declared first."""
     for operator in ("nms", "qnms"):
         try:
             _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

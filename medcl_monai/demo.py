@@ -79,7 +79,7 @@ def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrid
 
 
 def fine_tune(root: Path, output: Path, arm: str, pretrained: str | None, overrides: dict[str, object]) -> None:
-    """Train one arm and score it on the held-out subjects, at the end and at half of the steps; a process of its own."""
+    """Train one arm and score it on the held-out subjects, at the end and at half of the steps, in its own process."""
     import torch
 
     from medcl_monai.files import write_atomically

@@ -157,8 +157,8 @@ class Trainer(SupervisedTrainer):
         if last is not None and not bool(torch.isfinite(last["loss"])):
             terms = {name: float(value) for name, value in last["terms"].items()}
             raise ValueError(
-                f"the loss is not finite at step {self.state.optimizer_steps} (iteration {self.state.iteration}): {terms}; "
-                "lower learning_rate, or look for NaN or extreme values in the images"
+                f"the loss is not finite at step {self.state.optimizer_steps} (iteration {self.state.iteration}): "
+                f"{terms}; lower learning_rate, or look for NaN or extreme values in the images"
             )
 
     def _start_stream(self) -> None:

@@ -16,7 +16,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     aside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         write(aside)
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
 from torch import Tensor
 

@@ -123,8 +123,9 @@ class Tracker:
         known = self._client.get_run(self.run_id).data.params
         new = [Param(name, value) for name, value in values.items() if name not in known]
         # MLflow refuses to change a parameter of a continued run: a changed one becomes a tag
-        changed = [RunTag(f"resumed.{name}", value) for name, value in values.items() if known.get(name, value) != value]
-        self._client.log_batch(self.run_id, params=new, tags=changed)
+        changed = {name: value for name, value in values.items() if known.get(name, value) != value}
+        tags = [RunTag(f"resumed.{name}", value) for name, value in changed.items()]
+        self._client.log_batch(self.run_id, params=new, tags=tags)
 
     def _log_artifact(self, path: Path) -> None:
         if path.is_dir():
@@ -145,7 +146,8 @@ class Tracker:
                     "MLflow at %s cannot be reached (%s): training goes on, the record is written to %s; "
                     "send it later with medcl_monai.tracking.replay", self.tracking_uri, error, self.record,
                 )
-                self._note("begin", {"run_name": self.run_name, "experiment_name": self.experiment_name, "run_id": self.run_id})
+                names = {"run_name": self.run_name, "experiment_name": self.experiment_name}
+                self._note("begin", {**names, "run_id": self.run_id})
                 if kind == "begin":
                     return
         self._note(kind, what)

@@ -66,7 +66,7 @@ def check_loaded(entry: Mapping[str, str], transform: Callable[[dict], dict]) ->
                 if "label" in data:
                     _check_label(entry, data["image"], data["label"])
                 checked = True
-    except _Refused as error:
+    except _RefusedError as error:
         raise ValueError(str(error)) from None
     except Exception as error:
         named = ", ".join(str(entry[key]) for key in ("image", "label") if key in entry)
@@ -76,31 +76,33 @@ def check_loaded(entry: Mapping[str, str], transform: Callable[[dict], dict]) ->
     return data
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """A finding of the checks, told from errors of reading."""
 
 
 def _check_image(path: str, image: torch.Tensor) -> None:
     if not bool(torch.isfinite(image).all()):
-        raise _Refused(f"{path} holds {int((~torch.isfinite(image)).sum())} values that are NaN or infinite")
+        raise _RefusedError(f"{path} holds {int((~torch.isfinite(image)).sum())} values that are NaN or infinite")
     if float(image.min()) == float(image.max()):
-        raise _Refused(f"{path} holds the value {float(image.min()):g} only: an image with contrast is expected")
+        raise _RefusedError(f"{path} holds the value {float(image.min()):g} only: an image with contrast is expected")
 
 
 def _check_label(entry: Mapping[str, str], image: torch.Tensor, label: torch.Tensor) -> None:
     if tuple(image.shape[-3:]) != tuple(label.shape[-3:]):
-        raise _Refused(
-            f"{entry['label']} is {tuple(label.shape[-3:])} voxels, its image {entry['image']} {tuple(image.shape[-3:])}"
+        raise _RefusedError(
+            f"{entry['label']} is {tuple(label.shape[-3:])} voxels, "
+            f"its image {entry['image']} {tuple(image.shape[-3:])}"
         )
-    if not np.allclose(np.asarray(image.affine), np.asarray(label.affine), atol=1e-2):
-        raise _Refused(
+    ours, theirs = (np.asarray(volume.affine).round(3) for volume in (label, image))
+    if not np.allclose(ours, theirs, atol=1e-2):
+        raise _RefusedError(
             f"{entry['label']} lies on another grid than its image {entry['image']}: "
-            f"affine {np.asarray(label.affine).round(3).tolist()}, expected {np.asarray(image.affine).round(3).tolist()}"
+            f"affine {ours.tolist()}, expected {theirs.tolist()}"
         )
     values = label.flatten()
     if not bool(((values == values.round()) & (values >= 0) & (values <= 255)).all()):
         odd = values[(values != values.round()) | (values < 0) | (values > 255)][0]
-        raise _Refused(f"{entry['label']} holds the value {float(odd):g}: whole numbers from 0 to 255 are expected")
+        raise _RefusedError(f"{entry['label']} holds the value {float(odd):g}: whole numbers, 0 to 255, are expected")
 
 
 def root_cause(error: BaseException) -> str:
@@ -117,7 +119,8 @@ def volume_hash(path: Path) -> str:
         ValueError: no such file.
     """
     if path.is_dir():
-        return hashlib.sha256("".join(file_hash(file) for file in sorted(path.iterdir()) if file.is_file()).encode()).hexdigest()
+        hashes = [file_hash(file) for file in sorted(path.iterdir()) if file.is_file()]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     return file_hash(path)

@@ -59,7 +59,8 @@ def find_volumes(
         parts, structures = {"training": [{"image": str(path)} for path in volumes_below(folder)]}, {}
     if not any(parts.values()):
         raise FileNotFoundError(
-            f"dataset_dir {folder} holds no volume: dataset.json, imagesTr/, or files {', '.join(SUFFIXES)} or DICOM are expected"
+            f"dataset_dir {folder} holds no volume: dataset.json, imagesTr/, "
+            f"or files {', '.join(SUFFIXES)} or DICOM are expected"
         )
     everything = [entry for part in parts.values() for entry in part]
     name_of = _subject_names(folder, everything, subjects, subject_pattern)
@@ -97,7 +98,8 @@ def one_series(folder: Path) -> str:
     names.SetDirectory(str(folder))
     series = list(names.GetSeriesUIDs())
     if len(series) != 1:
-        raise ValueError(f"{folder} holds {len(series)} DICOM series, one is expected: {series[:4]}; give each a folder")
+        found = f"{len(series)} DICOM series, one is expected: {series[:4]}"
+        raise ValueError(f"{folder} holds {found}; give each a folder")
     return series[0]
 
 
@@ -108,7 +110,7 @@ def stem(path: Path) -> str:
 
 
 def volumes_to_segment(dataset_dir: str | Path | None = None) -> list[dict[str, str]]:
-    """Entries ``{"image": path}`` for inference: all volumes of a folder; None: the example population's test volumes."""
+    """Entries ``{"image": path}`` for inference: all volumes of a folder; None: the example population's test set."""
     if dataset_dir is None:
         from medcl_monai.data.example import example_population
 
@@ -154,7 +156,7 @@ def _files(entry: Mapping[str, str]) -> list[str]:
 
 
 def _pairs(folder: Path) -> list[dict[str, str]]:
-    labels = {stem(path): str(path) for path in volumes_below(folder / "labelsTr")} if (folder / "labelsTr").is_dir() else {}
+    labels = {stem(path): str(path) for path in volumes_below(folder / "labelsTr")}
     images = volumes_below(folder / "imagesTr")
     # nnU-Net numbers the channels of an image: case_0000.nii.gz has the label case.nii.gz
     name = {path: stem(path) if stem(path) in labels else stem(path).removesuffix("_0000") for path in images}

@@ -52,7 +52,9 @@ def example_population(
     """
     held_out = -(-subjects // 6)
     if subjects < 3 or subjects - 2 * held_out < 1:
-        raise ValueError(f"example_population: subjects={subjects} leaves no training, validation and test subject: at least 3")
+        raise ValueError(
+            f"example_population: subjects={subjects} leaves no training, validation and test subject: at least 3"
+        )
     if spacing not in GRID or seed < 0:
         raise ValueError(f"example_population: spacing={spacing} is not 2.0 or 4.0, or seed={seed} is negative")
     generator = {"version": EXAMPLE_VERSION, "seed": seed, "spacing": spacing, "subjects": subjects}
@@ -81,8 +83,8 @@ def _complete(folder: Path, generator: dict[str, object]) -> bool:
         content = {}
     if content.get("generator") != generator:
         raise ValueError(
-            f"{folder} holds another data set ({content.get('name', 'unknown')}, generator {content.get('generator')}): "
-            "choose an empty folder"
+            f"{folder} holds another data set ({content.get('name', 'unknown')}, "
+            f"generator {content.get('generator')}): choose an empty folder"
         )
     return all((folder / path).is_file() for path in _names(range(int(generator["subjects"]))))
 
@@ -94,7 +96,7 @@ def _names(numbers: Iterable[int]) -> list[str]:
 def _make(folder: Path, generator: dict[str, object]) -> None:
     subjects, seed, spacing = int(generator["subjects"]), int(generator["seed"]), float(generator["spacing"])
     missing = [number for number in range(subjects) if not _whole(folder, number, spacing)]
-    print(f"making {len(missing)} of {subjects} example volumes in {folder} (once, about half a second each)", flush=True)
+    print(f"making {len(missing)} of {subjects} example volumes in {folder}, once, half a second each", flush=True)
     write = partial(_write, folder, seed, spacing)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)

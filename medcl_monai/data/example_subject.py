@@ -91,7 +91,7 @@ def example_subject(
 
 
 def field(random: np.random.RandomState, channels: int, size: tuple[int, ...], apart: float, sd: float) -> np.ndarray:
-    """Smooth random fields (channels, *size): cubic B-splines with normal coefficients, control points `apart` voxels."""
+    """Smooth random fields (channels, *size): cubic B-splines, normal coefficients, control points `apart` voxels."""
     matrices = [spline_matrix(side, apart) for side in size]
     coefficients = random.normal(0, sd, (channels, *(matrix.shape[1] for matrix in matrices)))
     return np.einsum("cijk,xi,yj,zk->cxyz", coefficients, *matrices, optimize=True)
@@ -179,6 +179,6 @@ def linear(values: np.ndarray, warp: np.ndarray) -> np.ndarray:
 
 def _nearest(anatomy: np.ndarray, warp: np.ndarray) -> np.ndarray:
     places = np.rint(warp).astype(np.int64)
-    inside = np.all([(0 <= place) & (place < side) for place, side in zip(places, anatomy.shape, strict=True)], axis=0)
+    inside = np.all([(place >= 0) & (place < side) for place, side in zip(places, anatomy.shape, strict=True)], axis=0)
     clipped = [np.clip(place, 0, side - 1) for place, side in zip(places, anatomy.shape, strict=True)]
     return np.where(inside, anatomy[tuple(clipped)], 0).astype(np.uint8)

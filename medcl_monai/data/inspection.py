@@ -51,8 +51,9 @@ class Inspection:
             "intensity, percentiles 0.5 / 50 / 99.5, medians over volumes: "
             + " / ".join(f"{value:.4g}" for value in np.median(self.intensities, axis=0)),
         ]
+        names = {"0": "background", **self.structures}
         lines += [
-            f"label {value}: {self.structures.get(str(value), 'background' if value == 0 else 'no name')}, {share:.3%} of voxels"
+            f"label {value}: {names.get(str(value), 'no name')}, {share:.3%} of voxels"
             for value, share in self.shares.items()
         ]
         return "\n".join([*lines, "suggested knobs:", *(f"  {name}: {value}" for name, value in self.knobs.items())])
@@ -84,8 +85,8 @@ def inspect_dataset(
         spacings.append(np.sqrt((np.asarray(image.affine)[:3, :3] ** 2).sum(0)))
         intensities.append(np.percentile(np.asarray(image), [0.5, 50, 99.5]))
         if "label" in entry:
-            values, voxels = np.unique(np.asarray(_read(entry["label"])).astype(np.int64).clip(0, 255), return_counts=True)
-            counts[values] += voxels
+            label = np.asarray(_read(entry["label"])).astype(np.int64).clip(0, 255)
+            counts += np.bincount(label.ravel(), minlength=256)
     sizes, spacings = np.array(sizes), np.array(spacings)
     found = {int(value): counts[value] / counts.sum() for value in np.nonzero(counts)[0]}
     structures = dict(listed.structures) or {str(value): f"structure {value}" for value in found if value}
@@ -127,6 +128,7 @@ def _read(path: str) -> object:
 
 def _range(values: np.ndarray, form: str) -> str:
     low, middle, high = (
-        " x ".join(f"{value:{form}}" for value in statistic(values, axis=0)) for statistic in (np.min, np.median, np.max)
+        " x ".join(f"{value:{form}}" for value in statistic(values, axis=0))
+        for statistic in (np.min, np.median, np.max)
     )
     return f"{low} to {high}, median {middle}"

@@ -30,7 +30,9 @@ class StreamSampler(Sampler):
         ValueError: no items, a batch size below 1, or weights that are negative, all 0 or not one per item.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0, weights: Float[Tensor, " items"] | None = None) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int = 0, weights: Float[Tensor, " items"] | None = None
+    ) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(f"StreamSampler: {length} items in batches of {batch_size}: both must be at least 1")
         if weights is not None and (len(weights) != length or float(weights.min()) < 0 or float(weights.sum()) <= 0):

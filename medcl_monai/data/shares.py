@@ -20,8 +20,8 @@ def label_shares(dataset: SliceDataset, num_classes: int) -> Float[Tensor, " cla
     for entry, count in zip(dataset.data, counts, strict=True):
         if outside := np.nonzero(count[num_classes:])[0].tolist():
             raise ValueError(
-                f"{entry['label']} holds the label value {outside[0] + num_classes}: 0 to {num_classes - 1} are expected "
-                f"({num_classes - 1} structures)"
+                f"{entry['label']} holds the label value {outside[0] + num_classes}: "
+                f"0 to {num_classes - 1} are expected ({num_classes - 1} structures)"
             )
     voxels = np.maximum(np.sum(counts, axis=0)[:num_classes], 1)
     return torch.tensor(voxels / voxels.sum(), dtype=torch.float32)

@@ -45,7 +45,7 @@ class SliceDataset(Dataset):
         cache_dir: str | Path | None = None,
     ) -> None:
         if not data:
-            raise ValueError("SliceDataset: no entries: the data set has no volume of the kind asked for (with labels?)")
+            raise ValueError("SliceDataset: no entries: the data set has no volume of the kind asked for (labelled?)")
         if spatial_dims not in (2, 3) or len(size) != spatial_dims or slice_axis not in (0, 1, 2):
             raise ValueError(
                 f"SliceDataset: size {tuple(size)} must have spatial_dims={spatial_dims} (2 or 3) entries, "
@@ -88,7 +88,8 @@ class SliceDataset(Dataset):
         arrays = {key: np.load(path, mmap_mode="r") for key, path in self.paths[volume].items()}
         if self.spatial_dims == 2:
             arrays = {key: array.take(place, axis=1 + self.slice_axis) for key, array in arrays.items()}
-        corner = [int(random.integers(0, max(side - wanted, 0) + 1)) for side, wanted in zip(self._sides(arrays), self.size, strict=True)]
+        room = [max(side - wanted, 0) for side, wanted in zip(arrays["image"].shape[1:], self.size, strict=True)]
+        corner = [int(random.integers(0, most + 1)) for most in room]
         sample = {
             key: torch.from_numpy(self._fit(array, corner, self.minimum[volume] if key == "image" else 0))
             for key, array in arrays.items()
@@ -100,15 +101,13 @@ class SliceDataset(Dataset):
         sample["subject"] = torch.tensor(self.subjects[volume])
         return sample
 
-    def _sides(self, arrays: dict[str, np.ndarray]) -> tuple[int, ...]:
-        return arrays["image"].shape[1:]
-
     def _fit(self, array: np.ndarray, corner: Sequence[int], fill: float) -> np.ndarray:
         inside = array[(slice(None), *(slice(c, c + side) for c, side in zip(corner, self.size, strict=True)))]
         if inside.shape[1:] == self.size:
             return np.array(inside)
         fitted = np.full((array.shape[0], *self.size), fill, dtype=array.dtype)
-        places = (slice((wanted - side) // 2, (wanted - side) // 2 + side) for side, wanted in zip(inside.shape[1:], self.size, strict=True))
+        before = [(wanted - side) // 2 for side, wanted in zip(inside.shape[1:], self.size, strict=True)]
+        places = (slice(start, start + side) for start, side in zip(before, inside.shape[1:], strict=True))
         fitted[(slice(None), *places)] = inside
         return fitted
 

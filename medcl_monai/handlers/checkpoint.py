@@ -84,7 +84,8 @@ def load_checkpoint(path: str | Path, network: Mapping[str, Tensor]) -> tuple[Pa
 
 def _check(path: Path, state: object, network: Mapping[str, Tensor]) -> None:
     if not isinstance(state, dict) or not {"iteration", "network", "optimizer", "handlers"} <= set(state):
-        raise ValueError(f"{path} is no checkpoint of a run: it holds {list(state)[:4] if isinstance(state, dict) else type(state)}")
+        holds = list(state)[:4] if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path} is no checkpoint of a run: it holds {holds}")
     stored = state["network"]
     for name in [*network, *stored]:
         ours, theirs = (tuple(part[name].shape) if name in part else "absent" for part in (network, stored))

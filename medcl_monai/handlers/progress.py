@@ -31,7 +31,7 @@ class Progress:
 
     def _advance(self, engine: Engine) -> None:
         output = engine.state.output
-        if isinstance(output, list) and len(output) == 1 and "loss" in output[0]:
-            if self.bar.n + 1 >= self.bar.last_print_n + self.bar.miniters:  # reading the loss waits for the device
-                self.bar.set_postfix(loss=f"{float(output[0]['loss']):.3f}", refresh=False)
+        due = self.bar.n + 1 >= self.bar.last_print_n + self.bar.miniters  # reading the loss waits for the device
+        if due and isinstance(output, list) and len(output) == 1 and "loss" in output[0]:
+            self.bar.set_postfix(loss=f"{float(output[0]['loss']):.3f}", refresh=False)
         self.bar.update()

@@ -24,7 +24,9 @@ class Schedule:
         ValueError: `warm_up` out of range.
     """
 
-    def __init__(self, optimizer: Optimizer, warm_up: float = 0.05, decay: Callable[[float], float] | None = None) -> None:
+    def __init__(
+        self, optimizer: Optimizer, warm_up: float = 0.05, decay: Callable[[float], float] | None = None
+    ) -> None:
         if not 0 <= warm_up < 1:
             raise ValueError(f"Schedule: warm_up must be a share of the steps, 0 up to 1, got {warm_up}")
         self.optimizer, self.warm_up, self.decay = optimizer, warm_up, cosine if decay is None else decay

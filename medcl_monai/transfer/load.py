@@ -96,5 +96,6 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is not a bare state dict, but a {type(weights).__name__}")
     foreign = [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]
     if foreign or not weights:
-        raise ValueError(f"{path} is not a bare state dict: {foreign[:3] if foreign else 'it is empty'} where names of tensors are expected")
+        found = f"{foreign[:3]} are no tensors" if foreign else "it is empty"
+        raise ValueError(f"{path} is not a bare state dict: {found}; names and tensors are expected")
     return weights

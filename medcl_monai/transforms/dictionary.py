@@ -31,7 +31,8 @@ def pixdim(spatial_dims: int, slice_axis: int, pixel_spacing: float) -> list[flo
     """
     if not pixel_spacing > 0 or spatial_dims not in (2, 3) or slice_axis not in (0, 1, 2):
         raise ValueError(
-            f"pixel_spacing {pixel_spacing} (mm) must be above 0, spatial_dims {spatial_dims} 2 or 3, slice_axis {slice_axis} 0 to 2"
+            f"pixel_spacing {pixel_spacing} (mm) must be above 0, spatial_dims {spatial_dims} 2 or 3, "
+            f"slice_axis {slice_axis} 0 to 2"
         )
     return [-1.0 if spatial_dims == 2 and axis == slice_axis else float(pixel_spacing) for axis in range(3)]
 

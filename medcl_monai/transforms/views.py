@@ -1,4 +1,4 @@
-"""Views in batches on the device: one fused affine resampling each, whose warp is returned, and fused intensity changes.
+"""Views in batches on the device: one fused affine resampling each, whose warp is returned, then intensity changes.
 
 Parameters are drawn on the CPU, apart from their application, so the same seed gives the same views on every device.
 """

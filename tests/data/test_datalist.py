@@ -34,7 +34,7 @@ def test_images_and_labels_are_paired_and_images_alone_stay_unlabelled(labelled,
     assert len(entries) == 21
     assert [entry["subject"] for entry in entries if "label" not in entry] == ["alone"]
     (labelled / "imagesTr" / "scan_00.nii.gz").unlink()
-    with pytest.raises(FileNotFoundError, match="labels without an image.*scan_00"):
+    with pytest.raises(FileNotFoundError, match=r"labels without an image.*scan_00"):
         find_volumes(labelled)
 
 
@@ -67,7 +67,7 @@ def test_a_decathlon_folder_gives_its_lists_and_names_what_is_missing(labelled):
     assert len(volumes_to_segment(labelled)) == 2
     content["training"].append({"image": "imagesTr/gone.nii.gz"})
     (labelled / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(FileNotFoundError, match="1 files that do not exist.*gone"):
+    with pytest.raises(FileNotFoundError, match=r"1 files that do not exist.*gone"):
         find_volumes(labelled)
     (labelled / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match=r"dataset.json is not JSON"):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
@@ -118,7 +120,7 @@ def test_what_cannot_be_trained_on_is_named(population, preprocessing, tmp_path,
 def test_truncated_and_missing_files_are_named(population, preprocessing, tmp_path):
     entry = split_dataset(population).training[0]
     half = tmp_path / "half.nii.gz"
-    half.write_bytes(open(entry["image"], "rb").read()[:5000])
+    half.write_bytes(Path(entry["image"]).read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"half.nii.gz cannot be read or prepared"):
         check_loaded({"image": str(half)}, preprocessing())
     with pytest.raises(ValueError, match=r"gone.nii.gz does not exist"):
@@ -139,7 +141,8 @@ def test_every_item_comes_once_per_permutation_and_weights_rule_the_draws():
     items = [item for batch, _ in zip(iter(StreamSampler(10, 4)), range(10), strict=False) for item, _ in batch]
     assert all(sorted(items[k : k + 10]) == list(range(10)) for k in range(0, 40, 10))
     weights = torch.tensor([0.0, 1.0, 3.0])
-    drawn = [item for batch, _ in zip(iter(StreamSampler(3, 8, 0, weights)), range(200), strict=False) for item, _ in batch]
+    sampler = StreamSampler(3, 8, 0, weights)
+    drawn = [item for number in range(200) for item, _ in sampler.batch(number)]
     assert 0 not in drawn
     assert 2.5 < drawn.count(2) / drawn.count(1) < 3.6
 

@@ -58,7 +58,8 @@ def test_pictures_are_drawn(tmp_path):
     image = torch.randn(32, 24)
     label = torch.zeros(32, 24)
     label[4:12, 4:12] = 1
-    overlay_picture(image.numpy(), label.numpy(), {"a": label.numpy(), "b": label.numpy()}, tmp_path / "o.png", {"1": "s"})
+    predictions = {"a": label.numpy(), "b": label.numpy()}
+    overlay_picture(image.numpy(), label.numpy(), predictions, tmp_path / "o.png", {"1": "s"})
     similarity_picture(image, torch.randn(8, 16, 12), (16, 12), tmp_path / "s.png")
     spectrum_picture({"features": torch.tensor([3.0, 1.0])}, tmp_path / "p.png")
     assert len(views_picture({"view_1": torch.randn(2, 8, 8), "view_2": torch.randn(2, 8, 8, 8)}).axes) == 4

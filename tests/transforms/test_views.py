@@ -53,7 +53,8 @@ def test_no_change_gives_the_sample_and_outside_is_the_sample_s_minimum():
 
 
 def test_views_depend_on_the_seed_alone():
-    warps = [random_warp(4, (32, 32), 20.0, (0.8, 1.25), 0.1, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    warps = [random_warp(4, (32, 32), 20.0, (0.8, 1.25), 0.1, generator) for generator in generators]
     assert torch.equal(warps[0], warps[1])
     assert not torch.equal(warps[0], warps[2])
 

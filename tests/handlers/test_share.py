@@ -1,0 +1,84 @@
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from medcl_monai.files import write_atomically
+from medcl_monai.handlers.collapse import CollapseMonitor
+from medcl_monai.handlers.share import SharedWeights, check_unseen, seen_subjects
+from medcl_monai.handlers.unseen import UnseenSubjects
+
+SEEN = [{"image": "a.nii", "subject": "anna"}, {"image": "b.nii", "subject": "bert"}]
+
+
+def run(handler, value=None):
+    engine = Engine(lambda *_: None)
+    handler.attach(engine)
+    if value is not None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(mean_dice=value))
+    engine.run([0])
+
+
+def test_a_bare_state_dict_of_the_named_tensors_is_saved_with_its_record(tmp_path):
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    run(SharedWeights(tmp_path / "pretrained.pt", network, SEEN, names=["0.weight"]))
+    saved = torch.load(tmp_path / "pretrained.pt", weights_only=True)
+    assert list(saved) == ["0.weight"]
+    assert len(seen_subjects(tmp_path / "pretrained.pt")) == 2
+    assert "anna" not in (tmp_path / "manifest.json").read_text()
+
+
+def test_only_a_better_metric_replaces_the_file(tmp_path):
+    network = nn.Linear(1, 1)
+    handler = SharedWeights(tmp_path / "model.pt", network, SEEN, metric="mean_dice")
+    for value, bias in ((0.5, 1.0), (0.4, 2.0), (0.6, 3.0)):
+        nn.init.constant_(network.bias, bias)
+        run(handler, value)
+        if value == 0.4:
+            assert float(torch.load(tmp_path / "model.pt", weights_only=True)["bias"]) == 1.0
+    assert float(torch.load(tmp_path / "model.pt", weights_only=True)["bias"]) == 3.0
+
+
+def test_who_the_start_has_seen_was_seen_too(tmp_path, caplog):
+    network = nn.Linear(1, 1)
+    SharedWeights(tmp_path / "pretrained.pt", network, SEEN[:1]).save()
+    SharedWeights(tmp_path / "model.pt", network, SEEN[1:], start=tmp_path / "pretrained.pt").save()
+    with pytest.raises(ValueError, match=r"trained on 1 of the subjects to be scored: \['anna'\]"):
+        run(UnseenSubjects(tmp_path / "model.pt", [SEEN[0], {"image": "y", "subject": "carl"}]))
+    check_unseen(tmp_path / "model.pt", [{"image": "y", "subject": "carl"}])
+    torch.save({"other": torch.zeros(1)}, tmp_path / "model.pt")
+    check_unseen(tmp_path / "model.pt", SEEN)
+    assert "no record of its hash" in caplog.text
+
+
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomically(path, lambda aside: aside.write_text("old"))
+
+    def fail(aside):
+        aside.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_a_collapse_shows_in_the_figures(low):
+    rows = torch.ones(32, 16) + torch.randn(32, 1) if low else torch.randn(32, 16)
+    engine = Engine(lambda *_: [{"output": {"features": rows, "second": rows}}])
+    engine.accumulation = 1
+    CollapseMonitor(1, ["features", "absent"], [["features", "second"]]).attach(engine)
+
+    @engine.on(Events.STARTED)
+    def prepare(engine):
+        engine.state.figures, engine.state.optimizer_steps = {}, 1
+
+    state = engine.run([0])
+    assert (state.figures["features.effective_rank"] < 1.5) == low
+    assert state.figures["features.alignment"] == pytest.approx(0)
+    assert not [name for name in state.figures if name.startswith("absent")]
+    with pytest.raises(ValueError, match="at least 1 step"):
+        CollapseMonitor(0)

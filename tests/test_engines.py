@@ -1,0 +1,241 @@
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import MetaTensor
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from medcl_monai.data.samplers import StreamSampler
+from medcl_monai.engines import Pretrainer, Trainer, epoch_length
+from medcl_monai.handlers.checkpoint import Checkpoints, checkpoints
+from medcl_monai.handlers.schedule import Schedule, cosine, polynomial
+from medcl_monai.methods.base import PretrainingNetwork
+
+
+class Numbers(Dataset):
+    """Samples that depend on the item and its seed."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, item):
+        index, seed = item
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.randn(1, 8, generator=generator) + index
+        return {"image": image, "label": image.sum(1, keepdim=True) / 8}
+
+
+def loader(batch_size=4, seed=0):
+    data = Numbers()
+    return DataLoader(data, batch_sampler=StreamSampler(len(data), batch_size, seed))
+
+
+def segmenter():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
+def mean_squares(prediction, label):
+    return {"squares": (prediction - label.flatten(1)).square().mean()}
+
+
+def trainer(network, handlers=(), lr=0.05, epochs=2, length=5, optimizer=None, **knobs):
+    optimizer = optimizer or torch.optim.SGD(network.parameters(), lr, momentum=0.9)
+    return Trainer(
+        device="cpu", max_epochs=epochs, epoch_length=length, network=network,
+        train_data_loader=knobs.pop("train_data_loader", loader()), optimizer=optimizer, loss_function=knobs.pop("loss_function", mean_squares),
+        train_handlers=[*handlers, Schedule(optimizer, warm_up=0.2)], **knobs,
+    )
+
+
+def weights(network):
+    return [value.clone() for value in network.state_dict().values()]
+
+
+def equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(engine, iteration):
+    def stop(engine):
+        if engine.state.iteration == iteration:
+            raise StopError
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED, stop)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("stop", range(2, 20, 3))
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(tmp_path, stop, accumulation):
+    knobs = {"epochs": 2, "length": 10, "accumulation": accumulation, "clip": 1.0, "seed": 5}
+    whole = segmenter()
+    trainer(whole, **knobs).run()
+    killed = segmenter()
+    engine = trainer(killed, [Checkpoints(tmp_path, 1)], **knobs)
+    stop_at(engine, stop)
+    with pytest.raises(StopError):
+        engine.run()
+    resumed = segmenter()
+    torch.manual_seed(99)
+    again = trainer(resumed, resume=tmp_path, **knobs)
+    again.run()
+    assert equal(weights(whole), weights(resumed))
+    assert again.state.optimizer_steps == 20 // accumulation
+    assert again.state.epoch == 2
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path):
+    network = segmenter()
+    trainer(network, [Checkpoints(tmp_path, 5)]).run()
+    before = weights(network)
+    trainer(network, resume=tmp_path).run()
+    assert equal(before, weights(network))
+
+
+def test_the_two_newest_checkpoints_stay_and_a_damaged_one_is_passed_over(tmp_path, caplog):
+    network = segmenter()
+    trainer(network, [Checkpoints(tmp_path, 2)]).run()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint_10.pt", "checkpoint_8.pt"]
+    (tmp_path / "checkpoint_10.pt").write_bytes(b"half")
+    engine = trainer(segmenter(), resume=tmp_path)
+    engine.restore(tmp_path)
+    assert engine.state.optimizer_steps == 8
+    assert "checkpoint_10.pt cannot be read" in caplog.text
+
+
+def test_what_cannot_be_resumed_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        trainer(segmenter(), resume=tmp_path).run()
+    network = segmenter()
+    trainer(network, [Checkpoints(tmp_path, 5)]).run()
+    other = nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"is of another network: tensor '1.weight' is \(8, 8\) there, \(4, 8\)"):
+        trainer(other, resume=tmp_path).run()
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="is no checkpoint of a run: it holds"):
+        trainer(network, resume=tmp_path / "bare.pt").run()
+
+
+def test_accumulated_batches_are_one_large_batch():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(8, 1))
+    start = {name: value.clone() for name, value in plain.state_dict().items()}
+    batches = [next(iter([batch])) for batch, _ in zip(loader(), range(4), strict=False)]
+    large = [{key: torch.cat([batches[k][key], batches[k + 1][key]]) for key in batches[0]} for k in (0, 2)]
+    results = []
+    for data, length, accumulation in ((batches, 4, 2), (large, 2, 1)):
+        plain.load_state_dict(start)
+        trainer(plain, epochs=1, length=length, accumulation=accumulation, train_data_loader=data).run()
+        results.append(weights(plain))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_clipping_bounds_the_step():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8, 1))
+    before = torch.cat([value.flatten() for value in weights(network)])
+    optimizer = torch.optim.SGD(network.parameters(), 1.0)
+    trainer(network, epochs=1, length=1, clip=0.01, optimizer=optimizer).run()
+    after = torch.cat([value.flatten() for value in weights(network)])
+    assert 0.009 < float((after - before).norm()) < 0.0101
+
+
+def test_a_second_round_gets_a_whole_schedule():
+    network = segmenter()
+    engine, rates = trainer(network, epochs=1, length=10), []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: rates.append(e.optimizer.param_groups[0]["lr"]))
+    engine.run()
+    engine.state.max_epochs = 2
+    engine.run()
+    assert rates[:10] == rates[10:]
+    assert max(rates) == pytest.approx(0.05)
+    assert rates[0] == pytest.approx(0.025)
+    assert rates[9] < 0.005
+
+
+def test_decays_end_at_0():
+    for decay in (cosine, polynomial):
+        assert decay(0.0) == 1.0
+        assert decay(1.0) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_frozen_encoder_does_not_move_nor_do_its_norms():
+    network = segmenter()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    engine = trainer(network, epochs=1, lr=0.001, encoder=["1.", "2."], freeze_encoder_epochs=1)
+    engine.run()
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"4.weight", "4.bias"}
+    engine.state.max_epochs = 2
+    engine.run()
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == set(before)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_terms():
+    engine = trainer(segmenter(), loss_function=lambda p, y: {"odd": mean_squares(p, y)["squares"] * torch.nan})
+    with pytest.raises(ValueError, match=r"not finite at step 0 \(iteration 1\): {'odd': nan}"):
+        engine.run()
+
+
+def test_a_meta_tensor_is_refused():
+    batch = {"image": MetaTensor(torch.zeros(4, 1, 8)), "label": torch.zeros(4)}
+    engine = trainer(segmenter(), train_data_loader=[batch])
+    with pytest.raises(ValueError, match=r"batch\['image'\] is a MetaTensor"):
+        engine.run()
+
+
+def test_the_output_is_a_list_of_one_dict_and_amp_leaves_the_loss_in_fp32():
+    engine = trainer(segmenter(), epochs=1, length=1, amp=True)
+    engine.run()
+    (output,) = engine.state.output
+    assert {"loss", "terms", "image", "label", "pred"} <= set(output)
+    assert output["pred"].dtype == torch.bfloat16
+
+
+def test_epochs_must_divide_steps():
+    assert epoch_length(150, 10, 2) == 30
+    for steps, epochs in ((15, 10), (0, 1), (10, 0)):
+        with pytest.raises(ValueError, match="positive multiple"):
+            epoch_length(steps, epochs)
+
+
+@pytest.mark.parametrize("knobs", [{"accumulation": 0}, {"clip": 0.0}])
+def test_impossible_knobs_are_named(knobs):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        trainer(segmenter(), **knobs)
+
+
+class Toy(PretrainingNetwork):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(8, 2)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.seen = []
+
+    def forward(self, views):
+        return {"features": self.backbone(views["view_1"][:, 0])}
+
+    def trained_parts(self):
+        return ("weight", "bias")
+
+    def update(self, outputs):
+        self.updates += 1
+        self.seen.append([output["features"].requires_grad for output in outputs])
+
+
+def test_pre_training_makes_views_and_updates_once_per_step_with_all_its_batches():
+    network = Toy()
+    engine = Pretrainer(
+        device="cpu", max_epochs=1, epoch_length=6, train_data_loader=loader(), network=network,
+        views=lambda batch: ({"view_1": batch["image"] + torch.rand(1)}, batch), accumulation=3,
+        optimizer=torch.optim.SGD(network.parameters(), 0.1),
+        loss_function=lambda output, target: {"term": output["features"].square().mean()},
+    )
+    engine.run()
+    assert int(network.updates) == 2
+    assert network.seen == [[False] * 3] * 2
+    assert set(engine.state.output[0]) == {"views", "target", "output", "terms", "loss"}
