@@ -1,18 +1,22 @@
 """The one training loop: `Trainer` for segmentation, `Pretrainer` the same with views."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from ignite.engine import Events
-from monai.data import MetaTensor
+from ignite.metrics import Metric
+from monai.data import MetaTensor, decollate_batch
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
+from monai.handlers import ValidationHandler
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from medcl_monai.distributed import rank
-from medcl_monai.handlers.checkpoint import load_checkpoint
+from medcl_monai.handlers.checkpoint import restore, snapshot
 from medcl_monai.seeding import derive_seed
 
 FINITE_INTERVAL = 20  # iterations between two looks at the loss on an accelerator, where a look waits for the device
@@ -22,8 +26,9 @@ class Trainer(SupervisedTrainer):
     """MONAI's supervised trainer with one iteration of our own: dict losses, accumulation, clipping, exact resuming.
 
     All randomness of iteration k (its samples, augmentation, views, dropout) comes from (seed, rank, k), so a resumed
-    run goes on bit for bit on a CPU. ``state.output`` is a list of one dict: ``loss``, ``terms``, ``image``,
-    ``label``, ``pred``. ``state.optimizer_steps`` counts optimiser steps; an iteration is one batch.
+    run goes on bit for bit on a CPU, given a loader of `sample_loader`. ``state.output`` is a list of one dict:
+    ``loss``, ``terms``, ``image``, ``label``, ``pred``; with postprocessing or a metric one such dict per sample, as
+    MONAI's transforms and metrics expect. ``state.optimizer_steps`` counts optimiser steps; an iteration is one batch.
 
     Args:
         device: where the network is.
@@ -34,6 +39,9 @@ class Trainer(SupervisedTrainer):
         loss_function: of (prediction, label): a scalar, or a dict of named, weighted terms.
         epoch_length: iterations per epoch (see `epoch_length`); None: the loader's length.
         inferer: runs the network on a batch.
+        postprocessing: MONAI transforms of each sample's ``pred`` and ``label``, for the metrics.
+        key_train_metric: name to metric of the training samples.
+        additional_metrics: more of them.
         train_handlers: MONAI or Ignite handlers.
         amp: forward pass in bfloat16 autocast, on any device. Losses leave it.
         clip: largest norm of the gradient; None: no clipping.
@@ -44,7 +52,8 @@ class Trainer(SupervisedTrainer):
         freeze_encoder_epochs: first epochs in which these do not move and their norm layers stay in ``eval()``.
 
     Raises:
-        ValueError: a knob out of range; while running: a MetaTensor in a batch, a loss that is not finite.
+        ValueError: a knob out of range, no length of an epoch or one that is no multiple of `accumulation`, no tensor
+            to freeze; while running: a MetaTensor in a batch, a loss that is no scalar or not finite.
         FileNotFoundError: `resume` holds no checkpoint.
     """
 
@@ -58,6 +67,9 @@ class Trainer(SupervisedTrainer):
         loss_function: Callable,
         epoch_length: int | None = None,
         inferer: Inferer | None = None,
+        postprocessing: Callable | None = None,
+        key_train_metric: dict[str, Metric] | None = None,
+        additional_metrics: dict[str, Metric] | None = None,
         train_handlers: Sequence | None = None,
         amp: bool = False,
         clip: float | None = None,
@@ -73,9 +85,11 @@ class Trainer(SupervisedTrainer):
                 f"freeze_encoder_epochs {freeze_encoder_epochs} 0 or more"
             )
         self.autocast, self.clip, self.accumulation, self.seed, self.resume = amp, clip, accumulation, seed, resume
-        self.encoder, self.freeze_encoder_epochs = tuple(encoder), freeze_encoder_epochs
-        self.stateful: dict[str, object] = {}  # handlers put themselves here to be part of a checkpoint
+        self.freeze_encoder_epochs = freeze_encoder_epochs
+        self.validations = [handler for handler in train_handlers or () if isinstance(handler, ValidationHandler)]
+        self._per_sample = postprocessing is not None or key_train_metric is not None
         self._outputs: list[dict[str, Tensor]] = []
+        self._unchecked: list[tuple[str, Tensor, dict[str, Tensor]]] = []
         super().__init__(
             device=torch.device(device),
             max_epochs=max_epochs,
@@ -85,41 +99,41 @@ class Trainer(SupervisedTrainer):
             loss_function=loss_function,
             epoch_length=epoch_length,
             inferer=SimpleInferer() if inferer is None else inferer,
+            postprocessing=postprocessing,
+            key_train_metric=key_train_metric,
+            additional_metrics=additional_metrics,
             prepare_batch=self.prepare,
             train_handlers=train_handlers,
             decollate=False,
         )
         self.state.optimizer_steps, self.state.figures, self.state.pictures = 0, {}, {}
         self.add_event_handler(Events.STARTED, self._start_stream)
+        self._find_encoder(tuple(encoder))
 
     @property
     def bare_network(self) -> nn.Module:
         """The network without the wrapper for several processes."""
-        return self.network.module if isinstance(self.network, nn.parallel.DistributedDataParallel) else self.network
+        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
 
     def run(self) -> None:
         """Train to `max_epochs`, from a checkpoint if `resume` is set; called again, it goes on."""
+        length = self.state.epoch_length
+        if length is None or length % self.accumulation:
+            raise ValueError(f"epoch_length must be a multiple of accumulation={self.accumulation}, got {length}")
         if self.resume is not None:
             self.restore(self.resume)
             self.resume = None
-            if self.state.iteration >= self.state.max_epochs * self.state.epoch_length:
+            if self.state.iteration >= self.state.max_epochs * length:
                 self.logger.info("the checkpoint is of the last step already: nothing to train")
+                self.fire_event(Events.STARTED)  # whoever writes results at the end may not have come to it
+                self.fire_event(Events.COMPLETED)
                 return
         super().run()
 
     def checkpoint(self) -> dict[str, object]:
         """Everything that a run needs to go on bit for bit, at the end of an optimiser step."""
         self.check_finite()
-        state = {
-            "iteration": self.state.iteration,
-            "optimizer_steps": self.state.optimizer_steps,
-            "network": self.bare_network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "handlers": {name: part.state_dict() for name, part in self.stateful.items()},
-        }
-        if isinstance(self.loss_function, nn.Module):
-            state["loss"] = self.loss_function.state_dict()
-        return state
+        return snapshot(self)
 
     def restore(self, path: str | Path) -> None:
         """Take over the state of a checkpoint, or of the newest whole one of a folder.
@@ -128,17 +142,7 @@ class Trainer(SupervisedTrainer):
             FileNotFoundError: no checkpoint there.
             ValueError: it is of another network, or no checkpoint.
         """
-        path, state = load_checkpoint(path, self.bare_network.state_dict())
-        self.bare_network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.loss_function, nn.Module):
-            self.loss_function.load_state_dict(state["loss"])
-        for name, part in self.stateful.items():
-            if name in state["handlers"]:
-                part.load_state_dict(state["handlers"][name])
-        self.state.iteration, self.state.optimizer_steps = state["iteration"], state["optimizer_steps"]
-        self.state.epoch = self.state.iteration // self.state.epoch_length
-        self.logger.info("resumed %s at step %s", path, self.state.optimizer_steps)
+        restore(self, path)
 
     def prepare(
         self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
@@ -152,13 +156,17 @@ class Trainer(SupervisedTrainer):
         return {"image": inputs, "label": target, "pred": output}
 
     def check_finite(self) -> None:
-        """Raise ValueError, naming step and terms, unless the last loss was finite."""
-        last = self.state.output[0] if self.state.output else None
-        if last is not None and not bool(torch.isfinite(last["loss"])):
-            terms = {name: float(value) for name, value in last["terms"].items()}
+        """Raise ValueError, naming step and terms, unless every loss since the last look was finite."""
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        finite = torch.isfinite(torch.stack([loss for _, loss, _ in unchecked])).tolist()
+        if not all(finite):
+            place, _, terms = unchecked[finite.index(False)]
+            values = {name: float(value) for name, value in terms.items()}
             raise ValueError(
-                f"the loss is not finite at step {self.state.optimizer_steps} (iteration {self.state.iteration}): "
-                f"{terms}; lower learning_rate, or look for NaN or extreme values in the images"
+                f"the loss is not finite at {place}: {values}; "
+                "lower learning_rate, or look for NaN or extreme values in the images"
             )
 
     def _start_stream(self) -> None:
@@ -167,31 +175,45 @@ class Trainer(SupervisedTrainer):
             sampler.start = self.state.iteration
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> list[dict[str, object]]:
-        if (self.state.iteration - 1) % self.accumulation == 0:
+        iteration, steps = self.state.iteration, iteration_ends_step(self)
+        if (iteration - 1) % self.accumulation == 0:
             self.optimizer.zero_grad(set_to_none=True)
             self._outputs = []
-        torch.manual_seed(derive_seed(self.seed, rank(), self.state.iteration))
+        torch.manual_seed(derive_seed(self.seed, rank(), iteration))
         self._set_modes()
         inputs, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.inferer(inputs, self.network)
-            self.fire_event(IterationEvents.FORWARD_COMPLETED)
-            terms = as_terms(self.loss_function(output, target))
-        loss = torch.stack(list(terms.values())).sum()
-        found = {**self.record(inputs, target, output), "terms": detached(terms), "loss": loss.detach()}
-        self.state.output = [found]
-        self.fire_event(IterationEvents.LOSS_COMPLETED)
-        if self.state.device.type == "cpu" or self.state.iteration % FINITE_INTERVAL == 0:
-            self.check_finite()
-        (loss / self.accumulation).backward()
+        with nullcontext() if steps or self.network is self.bare_network else self.network.no_sync():
+            with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.autocast):
+                output = self.inferer(inputs, self.network)
+                self.fire_event(IterationEvents.FORWARD_COMPLETED)
+                terms = as_terms(self.loss_function(output, target))
+            loss = torch.stack(list(terms.values())).sum()
+            self._record(inputs, target, output, terms, loss.detach())
+            (loss / self.accumulation).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self._outputs.append(detached(output) if isinstance(output, dict) else {})
-        if self.state.iteration % self.accumulation == 0:
+        if steps:
             self._step()
+        if self._per_sample:
+            self.state.output = samples(self.state.output[0])
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return self.state.output
 
+    def _record(self, inputs: object, target: object, output: object, terms: dict[str, Tensor], loss: Tensor) -> None:
+        """Leave what handlers read, and look at the loss: at once on a CPU, now and then where a look waits."""
+        iteration, found = self.state.iteration, {**self.record(inputs, target, output), "terms": detached(terms)}
+        self.state.output = [{**found, "loss": loss}]
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        place = f"step {self.state.optimizer_steps + 1} (iteration {iteration})"
+        self._unchecked.append((place, loss, found["terms"]))
+        at_once = self.state.device.type == "cpu" or iteration % self.state.epoch_length == 0
+        if at_once or iteration % FINITE_INTERVAL == 0:
+            self.check_finite()
+
     def _step(self) -> None:
+        if self.frozen:
+            for parameter in self._encoder_parameters:
+                parameter.grad = None  # several processes need the gradient, the optimiser must not see it
         if self.clip is not None:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             nn.utils.clip_grad_norm_(parameters, self.clip)
@@ -202,18 +224,30 @@ class Trainer(SupervisedTrainer):
     def updated(self, outputs: list[dict[str, Tensor]]) -> None:
         """What a network changes after a step; a segmenter nothing."""
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stands still in this epoch."""
+        return self.state.epoch <= self.freeze_encoder_epochs
+
+    def _find_encoder(self, prefixes: tuple[str, ...]) -> None:
+        network = self.bare_network
+        self._encoder_modules = [m for name, m in network.named_modules() if f"{name}.".startswith(prefixes)]
+        self._encoder_parameters = [
+            parameter for name, parameter in network.named_parameters() if name.startswith(prefixes) and parameter.requires_grad
+        ]
+        if self.freeze_encoder_epochs and not self._encoder_parameters:
+            first = next(iter(network.state_dict()), None)
+            raise ValueError(f"freeze_encoder_epochs: no trained tensor begins with one of {prefixes}, as {first!r}")
+
     def _set_modes(self) -> None:
         """Train mode, except for a frozen encoder, whose norm statistics must not move either."""
         self.network.train()
-        if not self.freeze_encoder_epochs:
-            return
-        frozen = self.state.epoch <= self.freeze_encoder_epochs
-        for name, module in self.bare_network.named_modules():
-            if f"{name}.".startswith(self.encoder):
-                module.train(not frozen)
-        for name, parameter in self.bare_network.named_parameters():
-            if name.startswith(self.encoder):
-                parameter.requires_grad_(not frozen)
+        if self.frozen:
+            for module in self._encoder_modules:
+                module.eval()
+        if self.freeze_encoder_epochs and self.network is self.bare_network:  # saves time; DDP forbids the change
+            for parameter in self._encoder_parameters:
+                parameter.requires_grad_(not self.frozen)
 
 
 class Pretrainer(Trainer):
@@ -273,11 +307,33 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device, non_blocking: b
     return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
 
 
+def iteration_ends_step(engine: Trainer) -> bool:
+    """Whether the running iteration is the last batch of its optimiser step."""
+    return engine.state.iteration % engine.accumulation == 0
+
+
+def samples(found: dict[str, object]) -> list[dict[str, object]]:
+    """One dict per sample; all share ``loss`` and ``terms``."""
+    whole = {"loss": found["loss"], "terms": found["terms"]}
+    parts = {name: value for name, value in found.items() if name not in whole}
+    return [{**part, **whole} for part in decollate_batch(parts, detach=True)]
+
+
 def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A loss as named terms; a scalar is the term ``loss``."""
-    return {"loss": loss} if isinstance(loss, Tensor) else dict(loss)
+    """A loss as named terms; a scalar is the term ``loss``.
+
+    Raises:
+        ValueError: no terms, or one that is no scalar.
+    """
+    terms = {"loss": loss} if isinstance(loss, Tensor) else dict(loss)
+    if not terms:
+        raise ValueError("the loss returned no terms: at least one is expected")
+    for name, value in terms.items():
+        if value.ndim:
+            raise ValueError(f"term {name!r} of the loss must be a scalar, got the shape {tuple(value.shape)}")
+    return terms
 
 
 def detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without their graph."""
-    return {name: value.detach() for name, value in values.items()}
+    """The tensors without their graph; what is no tensor stays."""
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}

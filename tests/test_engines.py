@@ -43,7 +43,8 @@ def trainer(network, handlers=(), lr=0.05, epochs=2, length=5, optimizer=None, *
     optimizer = optimizer or torch.optim.SGD(network.parameters(), lr, momentum=0.9)
     return Trainer(
         device="cpu", max_epochs=epochs, epoch_length=length, network=network,
-        train_data_loader=knobs.pop("train_data_loader", loader()), optimizer=optimizer, loss_function=knobs.pop("loss_function", mean_squares),
+        train_data_loader=knobs.pop("train_data_loader", loader()), optimizer=optimizer,
+        loss_function=knobs.pop("loss_function", mean_squares),
         train_handlers=[*handlers, Schedule(optimizer, warm_up=0.2)], **knobs,
     )
 
@@ -172,7 +173,7 @@ def test_a_frozen_encoder_does_not_move_nor_do_its_norms():
     engine.state.max_epochs = 2
     engine.run()
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == set(before)
+    assert moved | {"1.bias"} == set(before)  # a bias before batch norm has no gradient but rounding
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_terms():
