@@ -204,7 +204,7 @@ class Trainer(SupervisedTrainer):
         iteration, found = self.state.iteration, {**self.record(inputs, target, output), "terms": detached(terms)}
         self.state.output = [{**found, "loss": loss}]
         self.fire_event(IterationEvents.LOSS_COMPLETED)
-        place = f"step {self.state.optimizer_steps + 1} (iteration {iteration})"
+        place = f"step {self.state.optimizer_steps} (iteration {iteration})"
         self._unchecked.append((place, loss, found["terms"]))
         at_once = self.state.device.type == "cpu" or iteration % self.state.epoch_length == 0
         if at_once or iteration % FINITE_INTERVAL == 0:
@@ -232,9 +232,8 @@ class Trainer(SupervisedTrainer):
     def _find_encoder(self, prefixes: tuple[str, ...]) -> None:
         network = self.bare_network
         self._encoder_modules = [m for name, m in network.named_modules() if f"{name}.".startswith(prefixes)]
-        self._encoder_parameters = [
-            parameter for name, parameter in network.named_parameters() if name.startswith(prefixes) and parameter.requires_grad
-        ]
+        inside = [parameter for name, parameter in network.named_parameters() if name.startswith(prefixes)]
+        self._encoder_parameters = [parameter for parameter in inside if parameter.requires_grad]
         if self.freeze_encoder_epochs and not self._encoder_parameters:
             first = next(iter(network.state_dict()), None)
             raise ValueError(f"freeze_encoder_epochs: no trained tensor begins with one of {prefixes}, as {first!r}")

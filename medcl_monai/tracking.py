@@ -1,8 +1,11 @@
 """MLflow that never kills a training: a run's record goes to a store or server, and to a local file when that fails."""
 
+import atexit
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -36,6 +39,9 @@ class Tracker:
         run_name: of the run; None: a new unique one.
         parameters: of the run.
         artifacts: files and folders that are stored with the run, as the bundle's configs.
+
+    Attributes:
+        step: the training's optimiser step, at which an evaluator's metrics are recorded.
     """
 
     def __init__(
@@ -51,7 +57,7 @@ class Tracker:
         self.run_name = run_name or f"{experiment_name} {time.strftime('%Y-%m-%d %H:%M:%S')} {uuid.uuid4().hex[:6]}"
         self.parameters, self.artifacts = dict(parameters or {}), tuple(artifacts)
         self.run_id: str | None = None
-        self.active, self.record = False, None
+        self.active, self.record, self.step = False, None, 0
         self._client: MlflowClient | None = None
         self._buffer: list[Metric] = []
 
@@ -60,17 +66,20 @@ class Tracker:
         if rank() != 0 or self.active:
             return
         self.active = True
+        atexit.register(self.finish, "FAILED")  # whatever ends the process early, no run seems to go on
         self._send("begin", self._begin, {"run_name": self.run_name, "experiment_name": self.experiment_name})
         values = {name: str(value)[:6000] for name, value in self.parameters.items()}
         self._send("parameters", lambda: self._log_parameters(values), values)
-        for path in map(Path, self.artifacts):
+        for path in (Path(path).resolve() for path in self.artifacts):
             if path.exists():
                 self._send("artifact", lambda path=path: self._log_artifact(path), str(path))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep finite or infinite scalars for the next batch; NaN is kept as a gap."""
+        """Keep finite scalars for the next batch; another value is a gap, as MLflow would store a wrong number."""
         now = int(time.time() * 1000)
-        self._buffer += [Metric(name, float(value), now, step) for name, value in values.items() if value == value]
+        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        # MLflow refuses a whole batch for one odd character in a name
+        self._buffer += [Metric(re.sub(r"[^\w\-. :/]", "_", name), value, now, step) for name, value in finite.items()]
         if len(self._buffer) >= BATCH:
             self.flush()
 
@@ -88,8 +97,12 @@ class Tracker:
         if self.active:
             place = f"pictures/{name}/step_{step}.png"
             local = self.folder / place
-            local.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(local, dpi=100)
+            try:
+                local.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(local, dpi=100)
+            except (OSError, ValueError, RuntimeError) as error:
+                logger.warning("the picture %s cannot be written: %s", local, error)
+                return
             self._send("picture", lambda: self._client.log_artifact(self.run_id, str(local), f"pictures/{name}"), place)
 
     def finish(self, status: str = "FINISHED") -> None:
@@ -98,6 +111,7 @@ class Tracker:
             self.flush()
             self._send("end", lambda: self._client.set_terminated(self.run_id, status), status)
             self.active = False
+            atexit.unregister(self.finish)
 
     def state_dict(self) -> dict[str, object]:
         """For a checkpoint: a resumed training goes on with its run."""
@@ -153,9 +167,12 @@ class Tracker:
         self._note(kind, what)
 
     def _note(self, kind: str, what: object) -> None:
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        with self.record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "what": what}) + "\n")
+        try:
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            with self.record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, "what": what}) + "\n")
+        except OSError as error:
+            logger.warning("the record %s cannot be written, %s is lost: %s", self.record, kind, error)
 
 
 def replay(record: str | Path, tracking_uri: str) -> str:
@@ -170,7 +187,7 @@ def replay(record: str | Path, tracking_uri: str) -> str:
         ValueError: it is no record.
     """
     record = Path(record)
-    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    lines = _read_record(record)
     if not lines or lines[0].get("kind") != "begin":
         raise ValueError(f"{record} is no record of a run: its first line must have the kind 'begin'")
     first = lines[0]["what"]
@@ -191,6 +208,15 @@ def replay(record: str | Path, tracking_uri: str) -> str:
         elif kind == "end":
             client.set_terminated(run, what)
     return run
+
+
+def _read_record(record: Path) -> list[dict]:
+    """Lines of a record, without a last one that a killed process left unfinished."""
+    whole = record.read_text(encoding="utf-8").rpartition("\n")[0]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{record} is no record of a run: {error}") from error
 
 
 def find_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
@@ -220,7 +246,17 @@ def prepare_store(tracking_uri: str) -> None:
             made = Path(folder) / "mlruns.db"
             MlflowClient(f"sqlite:///{made}").search_experiments()
             write_atomically(ready, lambda aside: shutil.copyfile(made, aside))
-    write_atomically(path, lambda aside: shutil.copyfile(ready, aside))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    shutil.copyfile(ready, aside)
+    try:
+        os.link(aside, path)  # unlike a move it leaves the store that another process made, and writes to, meanwhile
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def git_commit() -> str | None:

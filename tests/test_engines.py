@@ -2,6 +2,8 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
+from monai.handlers import MeanDice, from_engine
+from monai.transforms import AsDiscreted
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -240,3 +242,72 @@ def test_pre_training_makes_views_and_updates_once_per_step_with_all_its_batches
     assert int(network.updates) == 2
     assert network.seen == [[False] * 3] * 2
     assert set(engine.state.output[0]) == {"views", "target", "output", "terms", "loss"}
+
+
+def test_training_metrics_see_one_postprocessed_dict_per_sample():
+    metric = MeanDice(output_transform=from_engine(["pred", "label"]))
+    engine = Trainer(
+        device="cpu", max_epochs=1, epoch_length=2, network=nn.Conv2d(1, 2, 1),
+        optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
+        train_data_loader=[{"image": torch.randn(3, 1, 4, 4), "label": torch.ones(3, 1, 4, 4, dtype=torch.uint8)}] * 2,
+        loss_function=lambda prediction, label: prediction.square().mean(), key_train_metric={"dice": metric},
+        postprocessing=AsDiscreted(["pred", "label"], argmax=[True, False], to_onehot=2),
+    )
+    nn.init.zeros_(engine.network.weight)
+    with torch.no_grad():
+        engine.network.bias.copy_(torch.tensor([0.0, 1.0]))
+    engine.run()
+    assert engine.state.metrics["dice"] == pytest.approx(1.0)
+    assert [sample["pred"].shape for sample in engine.state.output] == [(2, 4, 4)] * 3
+    assert float(engine.state.output[0]["loss"]) == pytest.approx(0.5)
+
+
+def test_a_late_look_at_the_losses_names_the_first_that_was_not_finite():
+    engine = trainer(segmenter())
+    losses = [torch.tensor(value) for value in (1.0, torch.inf, torch.nan)]
+    engine._unchecked = [(f"step {k}", loss, {"odd": loss}) for k, loss in enumerate(losses)]
+    with pytest.raises(ValueError, match=r"not finite at step 1: {'odd': inf}"):
+        engine.check_finite()
+    engine.check_finite()
+
+
+@pytest.mark.parametrize("loss", [lambda p, y: {}, lambda p, y: {"wide": p}])
+def test_a_loss_of_no_scalar_terms_is_named(loss):
+    with pytest.raises(ValueError, match=r"no terms|'wide' of the loss must be a scalar, got the shape \(4, 1\)"):
+        trainer(segmenter(), loss_function=loss).run()
+
+
+def test_an_epoch_of_unknown_or_odd_length_and_an_absent_encoder_are_named():
+    with pytest.raises(ValueError, match="multiple of accumulation=2, got 5"):
+        trainer(segmenter(), accumulation=2).run()
+    with pytest.raises(ValueError, match="multiple of accumulation=1, got None"):
+        trainer(segmenter(), length=None).run()
+    with pytest.raises(ValueError, match=r"begins with one of \('down_',\), as '1.weight'"):
+        trainer(segmenter(), encoder=["down_"], freeze_encoder_epochs=1)
+
+
+def test_a_frozen_encoder_leaves_what_the_user_froze_alone():
+    network = segmenter()
+    network[1].bias.requires_grad_(False)
+    engine = trainer(network, epochs=2, encoder=["1."], freeze_encoder_epochs=1)
+    engine.run()
+    assert network[1].weight.requires_grad
+    assert not network[1].bias.requires_grad
+
+
+def test_randomness_depends_on_seed_and_iteration_alone():
+    def drawn(seed, disturb):
+        values = []
+
+        def loss(prediction, label):
+            values.append(torch.rand(1))
+            return prediction.square().mean()
+
+        engine = trainer(segmenter(), epochs=1, seed=seed, loss_function=loss)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: torch.rand(disturb))
+        engine.run()
+        return torch.cat(values)
+
+    assert torch.equal(drawn(1, 0), drawn(1, 5))
+    assert not torch.equal(drawn(1, 0), drawn(2, 0))
+    assert len(set(drawn(1, 0).tolist())) == 5

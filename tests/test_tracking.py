@@ -21,7 +21,9 @@ from medcl_monai.handlers.tracking import EvaluationTracker, TrainingTracker
 from medcl_monai.tracking import Tracker, replay
 
 BATCHES = [{"image": torch.randn(4, 8), "label": torch.zeros(4, 1)} for _ in range(6)]
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -3,21 +3,26 @@
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor
+from torch import Tensor, nn
 
 from medcl_monai.distributed import rank
 from medcl_monai.files import write_atomically
 
 logger = logging.getLogger(__name__)
+UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
 
 
 class Checkpoints:
     """Writes the engine's state every `interval` optimiser steps and at the end; the newest `keep` files stay.
+
+    The state at the end of an epoch is written when the next one begins: whatever belongs to the epoch's end, as its
+    validation, is then in it, wherever this handler stands in the list.
 
     Args:
         folder: of the files ``checkpoint_STEP.pt``.
@@ -31,16 +36,24 @@ class Checkpoints:
     def __init__(self, folder: str | Path, interval: int, keep: int = 2) -> None:
         if interval < 1 or keep < 1:
             raise ValueError(f"Checkpoints: interval {interval} and keep {keep} must be at least 1")
-        self.folder, self.interval, self.keep, self._last = Path(folder), interval, keep, -1
+        self.folder, self.interval, self.keep, self._last = Path(folder), interval, keep, 0
 
     def attach(self, engine: Engine) -> None:
         """Write during the run of `engine`, a `Trainer` or `Pretrainer`."""
+        engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._at_step)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._at_interval)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
+    def _begin(self, engine: Engine) -> None:
+        self._last = engine.state.optimizer_steps  # nothing to write before the first step, nor what was just read
+
     def _at_step(self, engine: Engine) -> None:
-        whole = engine.state.iteration % engine.accumulation == 0
-        if whole and engine.state.optimizer_steps % self.interval == 0:
+        if engine.state.iteration % engine.state.epoch_length:
+            self._at_interval(engine)
+
+    def _at_interval(self, engine: Engine) -> None:
+        if engine.state.optimizer_steps % self.interval == 0:
             self._write(engine)
 
     def _write(self, engine: Engine) -> None:
@@ -52,6 +65,63 @@ class Checkpoints:
         write_atomically(self.folder / f"checkpoint_{step}.pt", lambda path: torch.save(state, path))
         for old in checkpoints(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)
+
+
+def stateful(engine: Engine) -> dict[str, object]:
+    """Parts of an engine's handlers that belong in a checkpoint: each puts itself there under a name of its own."""
+    return vars(engine.state).setdefault("stateful", {})
+
+
+def snapshot(trainer: Engine) -> dict[str, object]:
+    """State of a `Trainer`, its handlers and those of its validation, at the end of an optimiser step."""
+    state = {
+        "iteration": trainer.state.iteration,
+        "optimizer_steps": trainer.state.optimizer_steps,
+        "network": trainer.bare_network.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "handlers": {name: part.state_dict() for name, part in _parts(trainer).items()},
+        "best_metrics": [[float(e.state.best_metric), e.state.best_metric_epoch] for e in _engines(trainer)],
+    }
+    if isinstance(trainer.loss_function, nn.Module):
+        state["loss"] = trainer.loss_function.state_dict()
+    return state
+
+
+def restore(trainer: Engine, path: str | Path) -> None:
+    """Put a `Trainer` where a checkpoint, or the newest whole one of a folder, was written.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: it is of another network, optimiser or loss, or no checkpoint.
+    """
+    path, state = load_checkpoint(path, trainer.bare_network.state_dict())
+    try:
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(trainer.loss_function, nn.Module):
+            trainer.loss_function.load_state_dict(state["loss"])
+        for name, part in _parts(trainer).items():
+            if name in state["handlers"]:
+                part.load_state_dict(state["handlers"][name])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is of another optimiser, loss or handler: {error}") from error
+    trainer.bare_network.load_state_dict(state["network"])
+    for engine, (metric, epoch) in zip(_engines(trainer), state["best_metrics"], strict=False):
+        engine.state.best_metric, engine.state.best_metric_epoch = metric, epoch
+    trainer.state.iteration, trainer.state.optimizer_steps = state["iteration"], state["optimizer_steps"]
+    trainer.state.epoch = trainer.state.iteration // trainer.state.epoch_length
+    trainer.logger.info("resumed %s at step %s", path, trainer.state.optimizer_steps)
+
+
+def _engines(trainer: Engine) -> list[Engine]:
+    return [trainer, *(validation.validator for validation in trainer.validations if validation.validator is not None)]
+
+
+def _parts(trainer: Engine) -> dict[str, object]:
+    own, *validators = _engines(trainer)
+    parts = dict(stateful(own))
+    for number, validator in enumerate(validators):
+        parts |= {f"validation {number}: {name}": part for name, part in stateful(validator).items()}
+    return parts
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -73,13 +143,20 @@ def load_checkpoint(path: str | Path, network: Mapping[str, Tensor]) -> tuple[Pa
         raise FileNotFoundError(f"{path}: no checkpoint to resume from; set resume to null to start anew")
     for candidate in candidates:
         try:
-            state = torch.load(candidate, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+            state = _read(candidate)
+        except UNREADABLE as error:
             logger.warning("%s cannot be read, an older one is tried: %s", candidate, error)
             continue
         _check(candidate, state, network)
         return candidate, state
     raise ValueError(f"{path}: no checkpoint can be read (tried {[file.name for file in candidates]})")
+
+
+def _read(path: Path) -> object:
+    with zipfile.ZipFile(path) as archive:  # torch.load compares no check sums: a flipped bit would pass as a weight
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"check sum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check(path: Path, state: object, network: Mapping[str, Tensor]) -> None:

@@ -1,37 +1,50 @@
 """A progress bar over a whole run, with the time that remains."""
 
+import sys
+
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from medcl_monai.distributed import rank
+from medcl_monai.engines import Trainer
 
 
 class Progress:
-    """One bar on stderr for all iterations of an engine, with the loss where there is one; on the first process only.
+    """One bar on stderr: optimiser steps and loss of a training, volumes of an evaluation; first process only.
 
     Args:
         title: what the bar stands for.
+        quiet: no bar.
     """
 
-    def __init__(self, title: str) -> None:
-        self.title, self.bar = title, None
+    def __init__(self, title: str, quiet: bool = False) -> None:
+        self.title, self.quiet, self.bar = title, quiet, None
 
     def attach(self, engine: Engine) -> None:
         """Draw while `engine` runs."""
-        if rank() == 0:
-            engine.add_event_handler(Events.STARTED, self._open)
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-            engine.add_event_handler(Events.COMPLETED, lambda _: self.bar.close())
-            engine.add_event_handler(Events.TERMINATE, lambda _: self.bar.close())
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.bar.close())
 
     def _open(self, engine: Engine) -> None:
         state = engine.state
         length = len(state.dataloader) if state.epoch_length is None else state.epoch_length
-        self.bar = tqdm(total=state.max_epochs * length, initial=state.iteration, desc=self.title, dynamic_ncols=True)
+        done = max(state.iteration, state.epoch * length)  # an evaluator's iterations count from 0 in each run
+        ahead = state.max_epochs * length - done
+        per_step = _per_step(engine)
+        self.bar = tqdm(
+            total=(state.iteration + ahead) // per_step, initial=state.iteration // per_step, desc=self.title,
+            dynamic_ncols=True, disable=self.quiet or rank() != 0, file=sys.stderr,
+        )
 
     def _advance(self, engine: Engine) -> None:
-        output = engine.state.output
+        if self.bar.disable or engine.state.iteration % _per_step(engine):
+            return
         due = self.bar.n + 1 >= self.bar.last_print_n + self.bar.miniters  # reading the loss waits for the device
-        if due and isinstance(output, list) and len(output) == 1 and "loss" in output[0]:
-            self.bar.set_postfix(loss=f"{float(output[0]['loss']):.3f}", refresh=False)
+        if due and isinstance(engine, Trainer):
+            self.bar.set_postfix(loss=f"{float(engine.state.output[0]['loss']):.3f}", refresh=False)
         self.bar.update()
+
+
+def _per_step(engine: Engine) -> int:
+    return engine.accumulation if isinstance(engine, Trainer) else 1

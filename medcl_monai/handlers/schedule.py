@@ -6,6 +6,8 @@ from collections.abc import Callable
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
+from medcl_monai.handlers.checkpoint import stateful
+
 
 class Schedule:
     """Scales the optimiser's learning rates: linear warm-up, then `decay` to the end of the run.
@@ -15,7 +17,7 @@ class Schedule:
     schedule each time. A resumed run keeps the start of its schedule.
 
     Args:
-        optimizer: whose groups are scaled; their learning rates at the attachment are the full ones.
+        optimizer: whose groups are scaled; their learning rates at this moment are the full ones.
         warm_up: share of the steps, 0 up to 1.
         decay: factor as a function of the share of the remaining steps that is done, from 1 to 0: `cosine`,
             `polynomial`.
@@ -35,7 +37,7 @@ class Schedule:
 
     def attach(self, engine: Engine) -> None:
         """Set the learning rate before each iteration of `engine`, a `Trainer`."""
-        engine.stateful["schedule"] = self
+        stateful(engine)["schedule"] = self
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_STARTED, self._set)
 

@@ -6,11 +6,15 @@ import torch
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
+from medcl_monai.distributed import world_size
+from medcl_monai.handlers.checkpoint import stateful
 from medcl_monai.tracking import Tracker
 
 
 class TrainingTracker:
     """Records a training as one run: FINISHED at its end, FAILED when an exception ends it.
+
+    Losses are means over the batches of an optimiser step; the throughput leaves validation out.
 
     Where MONAI's own MLFlowHandler is attached (``--tracking mlflow``), it stands down, so that one run remains.
 
@@ -20,13 +24,15 @@ class TrainingTracker:
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self._kept: list[tuple[int, dict[str, torch.Tensor]]] = []
-        self._samples, self._since = 0, 0.0
+        self._step: list[dict[str, torch.Tensor]] = []
+        self._kept: list[tuple[int, list[dict[str, torch.Tensor]], dict[str, float]]] = []
+        self._samples, self._since, self._seconds = 0, 0.0, 0.0
 
     def attach(self, engine: Engine) -> None:
         """Follow `engine`, a `Trainer` or `Pretrainer`."""
-        engine.stateful["tracker"] = self.tracker
+        stateful(engine)["tracker"] = self.tracker
         engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._send)
         engine.add_event_handler(Events.COMPLETED, self._end)
@@ -35,28 +41,38 @@ class TrainingTracker:
     def _begin(self, engine: Engine) -> None:
         if not tracked_by_monai(engine):
             self.tracker.begin()
+        self.tracker.step = engine.state.optimizer_steps
+
+    def _start_clock(self) -> None:
         self._samples, self._since = 0, time.perf_counter()
 
     def _keep(self, engine: Engine) -> None:
         """Keep tensors as they are: reading one waits for the device, so that is done once per epoch."""
         state, found = engine.state, engine.state.output[0]
-        values = {f"loss/{name}": value for name, value in found["terms"].items()}
-        rates = {f"learning_rate/{k}": group["lr"] for k, group in enumerate(engine.optimizer.param_groups)}
-        self._kept.append((state.optimizer_steps, {"loss": found["loss"], **values, **rates, **state.figures}))
-        state.figures.clear()
-        self._samples += len(next(iter(state.batch.values())))
-        for name, figure in state.pictures.items():
-            self.tracker.picture(name, figure, state.optimizer_steps)
+        self.tracker.step = state.optimizer_steps
+        if self.tracker.active:
+            terms = {f"loss/{name}": value for name, value in found["terms"].items()}
+            self._step.append({"loss": found["loss"], **terms})
+            self._samples += len(next(iter(state.batch.values())))
+            self._seconds = time.perf_counter() - self._since
+            for name, figure in state.pictures.items():
+                self.tracker.picture(name, figure, state.optimizer_steps)
+            if state.iteration % engine.accumulation == 0:
+                rates = {f"learning_rate/{k}": group["lr"] for k, group in enumerate(engine.optimizer.param_groups)}
+                self._kept.append((state.optimizer_steps, self._step, {**rates, **state.figures}))
+                self._step = []
+                state.figures.clear()
         state.pictures.clear()
 
     def _send(self, engine: Engine) -> None:
-        for step, values in self._kept:
-            self.tracker.log({name: float(value) for name, value in values.items()}, step)
+        for step, batches, values in self._kept:
+            means = {name: sum(float(batch[name]) for batch in batches) / len(batches) for name in batches[0]}
+            self.tracker.log({**means, **values}, step)
         self._kept.clear()
-        now = time.perf_counter()
-        rate = self._samples / max(now - self._since, 1e-9)
-        self.tracker.log({"samples_per_second": rate, "epoch": engine.state.epoch}, engine.state.optimizer_steps)
-        self._samples, self._since = 0, now
+        if self._samples:
+            rate = self._samples * world_size() / max(self._seconds, 1e-9)
+            self.tracker.log({"samples_per_second": rate, "epoch": engine.state.epoch}, engine.state.optimizer_steps)
+            self._samples = 0
         self.tracker.flush()
 
     def _end(self, engine: Engine) -> None:
@@ -64,21 +80,20 @@ class TrainingTracker:
         self.tracker.finish("FINISHED")
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
-        if self._kept:
-            self._send(engine)
+        self._send(engine)
         self.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise error
 
 
 class EvaluationTracker:
-    """Records the metrics of an evaluator: in the training's run while one is active, else as a run of its own.
+    """Records the metrics of an evaluator: in the training's run, at its step, else as a run of its own.
 
     Args:
         tracker: the run's record.
     """
 
     def __init__(self, tracker: Tracker) -> None:
-        self.tracker, self._own, self._step = tracker, False, 0
+        self.tracker, self._own = tracker, False
 
     def attach(self, engine: Engine) -> None:
         """Follow `engine`, an evaluator."""
@@ -92,9 +107,8 @@ class EvaluationTracker:
             self.tracker.begin()
 
     def _end(self, engine: Engine) -> None:
-        self._step += 1
         values = {f"validation/{name}": value for name, value in engine.state.metrics.items() if _scalar(value)}
-        self.tracker.log(values, self._step)
+        self.tracker.log(values, self.tracker.step)
         if self._own:
             self.tracker.finish("FINISHED")
 

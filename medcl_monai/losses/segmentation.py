@@ -45,13 +45,11 @@ class SegmentationLoss(nn.Module):
             raise ValueError(
                 f"label values {int(target.min())} to {int(target.max())} are outside 0 to {classes - 1} (structures)"
             )
-        weights = self.class_weights.to(prediction.device)
         with torch.autocast(prediction.device.type, enabled=False):
             logits = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-            return {
-                "dice": self.dice_weight * self.dice(logits, target),
-                "cross_entropy": self.cross_entropy_weight * F.cross_entropy(logits, target[:, 0], weight=weights),
-            }
+            cross_entropy = F.cross_entropy(logits, target[:, 0], weight=self.class_weights.to(logits))
+            dice = self.dice(logits, target)
+        return {"dice": self.dice_weight * dice, "cross_entropy": self.cross_entropy_weight * cross_entropy}
 
 
 def class_weights(shares: Float[Tensor, " classes"], power: float) -> Float[Tensor, " classes"]:

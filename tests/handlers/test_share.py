@@ -82,3 +82,31 @@ def test_a_collapse_shows_in_the_figures(low):
     assert not [name for name in state.figures if name.startswith("absent")]
     with pytest.raises(ValueError, match="at least 1 step"):
         CollapseMonitor(0)
+
+
+def test_going_on_from_a_file_and_replacing_it_forgets_nobody(tmp_path):
+    network, path = nn.Linear(1, 1), tmp_path / "pretrained.pt"
+    SharedWeights(path, network, SEEN[:1]).save()
+    nn.init.constant_(network.bias, 3.0)
+    run(SharedWeights(path, network, SEEN[1:], start=path))
+    assert len(seen_subjects(path)) == 2
+
+
+def test_a_start_that_nothing_is_known_of_is_said(tmp_path, caplog):
+    torch.save({}, tmp_path / "found.pt")
+    run(SharedWeights(tmp_path / "model.pt", nn.Linear(1, 1), SEEN, start=tmp_path / "found.pt"))
+    assert "whom it has seen is not known" in caplog.text
+
+
+def test_entries_without_a_subject_go_by_the_name_of_their_file(tmp_path):
+    SharedWeights(tmp_path / "model.pt", nn.Linear(1, 1), [{"image": "/labelled/anna.nii.gz"}]).save()
+    with pytest.raises(ValueError, match=r"\['anna'\]"):
+        check_unseen(tmp_path / "model.pt", [{"image": "/elsewhere/volume.nii.gz", "subject": "anna"}])
+
+
+def test_what_is_no_manifest_and_no_metric_is_named(tmp_path):
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"manifest.json holds no records of weights"):
+        seen_subjects(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"no metric 'dice' among \['mean_dice'\]"):
+        run(SharedWeights(tmp_path / "model.pt", nn.Linear(1, 1), SEEN, metric="dice"), 0.5)

@@ -1,0 +1,77 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
+TINY = {
+    "jcl": {
+        "features": [4, 8, 16, 32, 64, 4], "pixel_spacing": 4.0, "steps": 4, "epochs": 2, "batch_size": 4,
+        "checkpoint_interval": 2,
+    },
+}
+TRAINING = {"roi_size": [48, 48], "val_interval": 2}
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def source(name):
+    """The bundle as it stands in the repository."""
+    return BUNDLES / name
+
+
+@pytest.fixture(scope="session")
+def configs(source):
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in source.glob("configs/*.json")}
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Runs a workflow of a bundle in this process; the workflow."""
+    from monai.bundle import create_workflow
+
+    def run(root, *files, workflow_type="train", only_parse=False, **overrides):
+        paths = [str(root / "configs" / file) for file in files]
+        workflow = create_workflow(
+            config_file=paths[0] if len(paths) == 1 else paths, workflow_type=workflow_type, logging_file=False,
+            bundle_root=str(root), **overrides,
+        )
+        if not only_parse:
+            workflow.run()
+            workflow.finalize()
+        return workflow
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny(name, population):
+    """Knobs of a run that takes seconds."""
+    return {**TINY[name], "dataset_dir": str(population)}
+
+
+@pytest.fixture(scope="session")
+def inference_knobs(tiny):
+    return {"features": tiny["features"], "pixel_spacing": tiny["pixel_spacing"], "roi_size": TRAINING["roi_size"]}
+
+
+@pytest.fixture(scope="session")
+def trained(name, source, tmp_path_factory, run, tiny):
+    """A copy of the bundle, pre-trained and fine-tuned for a few steps."""
+    root = tmp_path_factory.mktemp("bundles") / name
+    shutil.copytree(source, root, ignore=shutil.ignore_patterns("eval", "models"))
+    if (root / "configs" / "pretrain.json").is_file():
+        run(root, "pretrain.json", **tiny)
+    run(root, "train.json", **tiny, **TRAINING)
+    return root
+
+
+@pytest.fixture(scope="session")
+def training_knobs():
+    return dict(TRAINING)

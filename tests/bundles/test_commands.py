@@ -1,0 +1,73 @@
+"""The command lines of a bundle, each a process of its own, from another directory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def call(tmp_path, cache):
+    def call(*arguments, launcher=("-m", "monai.bundle")):
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir(exist_ok=True)
+        command = [sys.executable, *launcher, *map(str, arguments)]
+        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, env=dict(os.environ), check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return call
+
+
+@pytest.fixture
+def written(trained, tiny, training_knobs, inference_knobs, tmp_path):
+    """A copy of the trained bundle whose configs hold the small knobs."""
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
+    knobs = {"pretrain.json": tiny, "train.json": {**tiny, **training_knobs}}
+    knobs["inference.json"] = {**inference_knobs, "dataset_dir": tiny["dataset_dir"]}
+    for file, values in knobs.items():
+        path = root / "configs" / file
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+    return root
+
+
+def test_the_four_runs_from_another_directory(call, written):
+    configs = written / "configs"
+    for files in ("pretrain.json", "train.json", ["train.json", "evaluate.json"], "inference.json"):
+        paths = str(configs / files) if isinstance(files, str) else str([str(configs / file) for file in files])
+        call("run", "--config_file", paths, "--bundle_root", written)
+    assert (written / "eval" / "example_005" / "example_005_pred.nii.gz").is_file()
+
+
+def test_the_network_fits_its_metadata_and_exports(call, written, source, tmp_path):
+    configs = written / "configs"
+    meta = ("--meta_file", configs / "metadata.json", "--config_file", configs / "inference.json")
+    call("verify_net_in_out", "--net_id", "network_def", *meta)
+    weights = ("--ckpt_file", written / "models" / "model.pt", "--filepath", tmp_path / "model.ts")
+    call("ckpt_export", "--net_id", "network_def", *weights, *meta)
+    scripted = torch.jit.load(str(tmp_path / "model.ts"))
+    assert scripted(torch.zeros(1, 1, 32, 32)).shape == (1, 6, 32, 32)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "train"])
+def test_two_processes_write_one_checkpoint_and_one_finished_run(call, written, stage):
+    from mlflow.tracking import MlflowClient
+
+    configs = written / "configs"
+    files = str([str(configs / f"{stage}.json"), str(configs / f"multi_gpu_{stage}.json")])
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle")
+    call("run", "--config_file", files, "--bundle_root", written, launcher=launcher)
+    file = "pretrained.pt" if stage == "pretrain" else "model.pt"
+    weights = torch.load(written / "models" / file, weights_only=True)
+    assert not [name for name in weights if name.startswith("module.")]
+    client = MlflowClient(f"sqlite:///{written / 'eval' / 'mlruns.db'}")
+    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in found] == ["FINISHED"]
+    assert len(list((written / "eval" / "checkpoints").iterdir())) == 2

@@ -1,0 +1,163 @@
+"""A bundle from end to end in one process, in a folder of its own."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from medcl_monai import load_pretrained
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
+
+
+def test_training_leaves_bare_weights_with_records_and_nothing_else(trained):
+    models = {path.name for path in (trained / "models").iterdir()}
+    assert models == {"pretrained.pt", "model.pt", "manifest.json"}
+    assert {path.name for path in trained.iterdir()} == {"LICENSE", "configs", "docs", "models", "eval"}
+    for file in ("pretrained.pt", "model.pt"):
+        weights = torch.load(trained / "models" / file, weights_only=True)
+        assert all(isinstance(value, torch.Tensor) for value in weights.values())
+        assert not [name for name in weights if name.startswith("module.")]
+    records = json.loads((trained / "models" / "manifest.json").read_text(encoding="utf-8"))
+    assert set(records) == {"pretrained.pt", "model.pt"}
+    assert (trained / "eval" / "split.json").is_file()
+
+
+def test_the_pre_trained_tensors_load_into_the_segmenter(trained, run, tiny, training_knobs):
+    workflow = run(trained, "train.json", only_parse=True, **tiny, **training_knobs)
+    network = workflow.parser.get_parsed_content("network_def")
+    report = load_pretrained(trained / "models" / "pretrained.pt", network, 0.5)
+    assert not report.unused
+    assert len(report.carried) == 102
+
+
+@pytest.mark.parametrize("files", [["pretrain.json"], ["train.json"], ["train.json", "evaluate.json"]])
+def test_every_property_that_monai_asks_of_training_is_there(trained, run, tiny, training_knobs, files):
+    knobs = {**tiny, **(training_knobs if "train.json" in files else {})}
+    assert run(trained, *files, only_parse=True, **knobs).check_properties() == []
+
+
+def test_every_property_that_monai_asks_of_inference_is_there(trained, run, tiny, inference_knobs):
+    knobs = {**inference_knobs, "dataset_dir": tiny["dataset_dir"]}
+    workflow = run(trained, "inference.json", workflow_type="infer", only_parse=True, **knobs)
+    assert workflow.check_properties() == []
+
+
+def test_evaluation_needs_the_segmenter_alone_and_scores_held_out_people(trained, run, tiny, training_knobs, tmp_path):
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "pretrained.pt"))
+    run(root, "train.json", "evaluate.json", output_dir=str(tmp_path / "scores"), **tiny, **training_knobs)
+    lines = (tmp_path / "scores" / "mean_dice_raw.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
+    assert "example_005" in lines[1]
+
+
+def test_evaluation_refuses_people_that_training_saw(trained, run, tiny, training_knobs, tmp_path):
+    place = Path(tiny["dataset_dir"])
+    files = {key: str(place / f"{key}sTr" / "example_000.nii.gz") for key in ("image", "label")}
+    knobs = {**tiny, **training_knobs, "validate::dataset::data": [{**files, "subject": "example_000"}]}
+    with pytest.raises(RuntimeError, match="validate::evaluator") as error:
+        run(trained, "train.json", "evaluate.json", output_dir=str(tmp_path), **knobs)
+    assert "trained on 1 of the subjects to be scored: ['example_000']" in str(error.value.__cause__)
+
+
+def test_inference_from_a_zip_gives_a_label_map_on_the_image_s_own_grid(trained, run, tiny, inference_knobs, tmp_path):
+    archive = tmp_path / f"{trained.name}.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in trained.rglob("*"):
+            if "eval" not in path.relative_to(trained).parts:
+                file.write(path, path.relative_to(trained.parent))
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "elsewhere")
+    image = nibabel.load(Path(tiny["dataset_dir"]) / "imagesTr" / "example_005.nii.gz")
+    turned = nibabel.Nifti1Image(np.asarray(image.dataobj)[::-1, :, 3:], image.affine @ np.diag([-1, 1, 1, 1]))
+    (tmp_path / "in").mkdir()
+    nibabel.save(turned, tmp_path / "in" / "turned.nii.gz")
+    root = tmp_path / "elsewhere" / trained.name
+    knobs = {**inference_knobs, "dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out")}
+    run(root, "inference.json", workflow_type="infer", **knobs)
+    found = nibabel.load(tmp_path / "out" / "turned" / "turned_pred.nii.gz")
+    assert found.shape == turned.shape
+    np.testing.assert_allclose(found.affine, turned.affine, atol=1e-4)
+    assert set(np.unique(np.asarray(found.dataobj))) <= set(range(6))
+
+
+def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, tmp_path):
+    from ignite.engine import Events
+
+    knobs = {**tiny, "tracking_uri": f"sqlite:///{tmp_path / 'runs.db'}"}
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
+    workflow = run(root, "pretrain.json", only_parse=True, output_dir=str(tmp_path / "killed"), **knobs)
+    trainer = workflow.parser.get_parsed_content("train::trainer")
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=3))
+    def kill(engine):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run()
+    (root / "models" / "pretrained.pt").unlink()
+    resume = str(tmp_path / "killed" / "checkpoints")
+    run(root, "pretrain.json", output_dir=str(tmp_path / "resumed"), resume=resume, **knobs)
+    whole, resumed = (torch.load(folder / "models" / "pretrained.pt", weights_only=True) for folder in (trained, root))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_three_dimensional_knobs_run(trained, run, tiny, training_knobs, tmp_path):
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "models"))
+    knobs = {**tiny, "spatial_dims": 3, "batch_size": 2, "steps": 2}
+    run(root, "pretrain.json", view_size=[64, 64, 64], stages=1, **knobs)
+    run(root, "train.json", **{**training_knobs, "roi_size": [32, 32, 32], "coverage": 0.5}, **knobs)
+    assert (root / "models" / "model.pt").is_file()
+
+
+def test_monai_s_own_tracking_leaves_one_finished_run(trained, run, tiny, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
+    uri = f"sqlite:///{tmp_path / 'runs.db'}"
+    run(root, "pretrain.json", tracking="mlflow", output_dir=str(tmp_path / "out"), tracking_uri=uri, **tiny)
+    client = MlflowClient(uri)
+    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in found] == ["FINISHED"]
+
+
+def test_a_wrong_weights_file_ends_with_its_name(trained, run, tiny, training_knobs, tmp_path):
+    torch.save({"foreign.weight": torch.zeros(3)}, tmp_path / "foreign.pt")
+    knobs = {**tiny, **training_knobs, "pretrained": str(tmp_path / "foreign.pt")}
+    with pytest.raises(RuntimeError, match="load_pretrained") as error:
+        run(trained, "train.json", output_dir=str(tmp_path), **knobs)
+    assert "foreign.pt" in str(error.value.__cause__)
+    assert "0 carried" in str(error.value.__cause__)
+
+
+def test_a_federation_trains_the_weights_that_it_was_sent(trained, tiny, training_knobs, tmp_path):
+    from monai.fl.client.monai_algo import MonaiAlgo
+    from monai.fl.utils.constants import ExtraItems
+    from monai.fl.utils.exchange_object import ExchangeObject
+
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
+    train = json.loads((root / "configs" / "train.json").read_text(encoding="utf-8"))
+    train |= {**tiny, **training_knobs, "learning_rate": 0.0, "weight_decay": 0.0, "steps": 2, "epochs": 1}
+    (root / "configs" / "train.json").write_text(json.dumps(train), encoding="utf-8")
+    algo = MonaiAlgo(bundle_root=str(root), local_epochs=1)
+    algo.initialize(extra={ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: str(tmp_path)})
+    zeros = {name: np.zeros_like(value.numpy()) for name, value in algo.trainer.network.state_dict().items()}
+    for _ in range(2):
+        algo.train(ExchangeObject(weights=zeros), extra={})
+        found = algo.get_weights().weights
+    norms = ("running_mean", "running_var", "num_batches_tracked")
+    moved = [name for name, value in found.items() if np.abs(value).sum() > 0 and not name.endswith(norms)]
+    assert moved == []
+    algo.finalize()
