@@ -23,6 +23,7 @@ class SegmentationInferer(Inferer):
         ValueError: `roi_size` has not `spatial_dims` entries, or the input is not a batch of volumes.
 
     Example:
+        >>> import torch
         >>> network = torch.nn.Conv2d(1, 3, 1)
         >>> SegmentationInferer([16, 16])(torch.zeros(1, 1, 10, 12, 5), network).shape
         torch.Size([1, 3, 10, 12, 5])

@@ -43,7 +43,7 @@ def test_the_suggested_knobs_hold_the_slices(population, hippocampus):
     assert dict(inspect_dataset(hippocampus).knobs) == {
         "structures": {"1": "Anterior", "2": "Posterior"}, "pixel_spacing": 0.5, "roi_size": [96, 128],
     }
-    assert [suggest_spacing(extent) for extent in (30, 32, 33, 64, 256)] == [0.25, 0.25, 0.5, 0.5, 2.0]
+    assert [suggest_spacing(extent) for extent in (30.0, 32.0, 33.0, 64.0, 256.0)] == [0.25, 0.25, 0.5, 0.5, 2.0]
 
 
 def test_the_interval_is_student_s(tmp_path):

@@ -115,7 +115,7 @@ def _coordinates() -> tuple[np.ndarray, ...]:
 
 
 def _ellipsoid(
-    x: np.ndarray, y: np.ndarray, z: np.ndarray, centre: tuple[float, ...], radii: tuple[float, ...]
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, centre: tuple, radii: tuple
 ) -> np.ndarray:
     return sum(((axis - c) / r) ** 2 for axis, c, r in zip((x, y, z), centre, radii, strict=True)) <= 1
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from monai.transforms import LoadImage, Orientation
@@ -60,7 +61,7 @@ class Inspection:
 
 
 def inspect_dataset(
-    dataset_dir: str, subjects: str | None = None, subject_pattern: str | None = None
+    dataset_dir: str | Path, subjects: str | None = None, subject_pattern: str | None = None
 ) -> Inspection:
     """Read every volume once; sizes, spacings, intensities, structures and the suggested knobs.
 

@@ -91,7 +91,7 @@ class SliceDataset(Dataset):
         room = [max(side - wanted, 0) for side, wanted in zip(arrays["image"].shape[1:], self.size, strict=True)]
         corner = [int(random.integers(0, most + 1)) for most in room]
         sample = {
-            key: torch.from_numpy(self._fit(array, corner, self.minimum[volume] if key == "image" else 0))
+            key: torch.from_numpy(self._fit(array, corner, self.minimum[volume] if key == "image" else 0.0))
             for key, array in arrays.items()
         }
         if self.augmentation is not None:

@@ -28,7 +28,7 @@ class CollapseMonitor:
     """
 
     def __init__(
-        self, interval: int, keys: Sequence[str] = ("features",), pairs: Sequence[tuple[str, str]] = ()
+        self, interval: int, keys: Sequence[str] = ("features",), pairs: Sequence[Sequence[str]] = ()
     ) -> None:
         if interval < 1:
             raise ValueError(f"CollapseMonitor: interval must be at least 1 step, got {interval}")

@@ -1,6 +1,7 @@
 """No score on subjects that the weights have seen."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ignite.engine import Engine, Events
 
@@ -20,7 +21,7 @@ class UnseenSubjects:
         ValueError: at the start of the engine, naming the subjects that the record lists as seen.
     """
 
-    def __init__(self, path: str, data: Sequence[dict]) -> None:
+    def __init__(self, path: str | Path, data: Sequence[dict]) -> None:
         self.path, self.data = path, data
 
     def attach(self, engine: Engine) -> None:

@@ -63,8 +63,8 @@ def test_labels_follow_the_warp_exactly_and_the_warp_does_not_fold(number):
 
 def test_without_disturbance_the_image_is_the_warped_intensity():
     still = Variation(
-        fold_sd=0.0, ventricle_size=(0, 0), atrophy=(0, 0), blur=(0, 0), bias=(80.0, 0.0), noise=(0, 0),
-        gain=(1000, 1000),
+        fold_sd=0.0, ventricle_size=(0.0, 0.0), atrophy=(0.0, 0.0), blur=(0.0, 0.0), bias=(80.0, 0.0), noise=(0.0, 0.0),
+        gain=(1000.0, 1000.0),
     )
     subject = example_subject(0, spacing=4.0, variation=still)
     template = example_template()

@@ -21,8 +21,8 @@ def test_a_string_under_image_path_passes_and_the_values_and_inverse_are_monai_s
 
 def test_a_spacing_that_is_not_above_0_is_named():
     assert pixdim(3, 2, 1.5) == [1.5, 1.5, 1.5]
-    with pytest.raises(ValueError, match=r"pixel_spacing 0 \(mm\) must be above 0"):
-        pixdim(2, 2, 0)
+    with pytest.raises(ValueError, match=r"pixel_spacing 0.0 \(mm\) must be above 0"):
+        pixdim(2, 2, 0.0)
 
 
 @pytest.mark.parametrize("size", [(32, 40), (16, 16, 16)])

@@ -80,7 +80,7 @@ def test_jitter_is_about_the_mean_and_0_returns_the_sample_itself():
 
 @pytest.mark.parametrize(
     ("size", "scale", "match"),
-    [((8,), (1, 1), "2 or 3 sides"), ((8, 8), (0, 1), "above 0"), ((8, 8), (2, 1), "ascending")],
+    [((8,), (1.0, 1.0), "2 or 3 sides"), ((8, 8), (0.0, 1.0), "above 0"), ((8, 8), (2.0, 1.0), "ascending")],
 )
 def test_impossible_ranges_are_named(size, scale, match):
     with pytest.raises(ValueError, match=match):
