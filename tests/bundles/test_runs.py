@@ -96,6 +96,7 @@ def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, t
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
     workflow = run(root, "pretrain.json", only_parse=True, output_dir=str(tmp_path / "killed"), **knobs)
+    workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train::trainer")
 
     @trainer.on(Events.ITERATION_COMPLETED(once=3))
@@ -109,6 +110,20 @@ def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, t
     run(root, "pretrain.json", output_dir=str(tmp_path / "resumed"), resume=resume, **knobs)
     whole, resumed = (torch.load(folder / "models" / "pretrained.pt", weights_only=True) for folder in (trained, root))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_seed_decides_the_first_weights(trained, run, tiny):
+    """Whatever a process drew before: two runs of one seed start from the same network, two seeds from others."""
+
+    def first_weights(seed):
+        torch.rand(7)
+        workflow = run(trained, "pretrain.json", only_parse=True, seed=seed, **tiny)
+        workflow.initialize()
+        return torch.nn.utils.parameters_to_vector(workflow.parser.get_parsed_content("network").parameters())
+
+    zero, again, one = first_weights(0), first_weights(0), first_weights(1)
+    assert torch.equal(zero, again)
+    assert not torch.equal(zero, one)
 
 
 def test_the_three_dimensional_knobs_run(trained, run, tiny, training_knobs, tmp_path):
