@@ -1,5 +1,6 @@
 """What `make demo` runs: pre-training, two fine-tunings side by side, evaluation, inference, a table and a picture."""
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -54,7 +55,7 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
         print("1/4 pre-training", flush=True)
         run_bundle([root / "configs" / "pretrain.json"], output_dir=str(output / "pretraining"), **overrides)
     print("2/4 fine-tuning and evaluation, pre-trained and from scratch side by side", flush=True)
-    arms = {"pre-trained": str(root / "models" / "pretrained.pt"), "scratch": None}
+    arms = {"pre-trained": str(root / "models" / "pretrained.pt"), "scratch": "none"}
     _side_by_side(root, output, arms, {**overrides, "label_fraction": fraction})
     print("3/4 inference on one held-out volume", flush=True)
     entry = _volume_to_show(split)
@@ -70,6 +71,8 @@ def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrid
     """One workflow of a bundle, in this process, as ``python -m monai.bundle run`` would."""
     from monai.bundle import create_workflow
 
+    for module in ("scripts", "workflows"):  # their summary of every call would bury the demo's own lines
+        logging.getLogger(f"monai.bundle.{module}").setLevel(logging.ERROR)
     files = [str(file) for file in config_files]
     workflow = create_workflow(
         config_file=files[0] if len(files) == 1 else files, workflow_type=workflow_type, logging_file=False, **overrides
@@ -78,7 +81,7 @@ def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrid
     workflow.finalize()
 
 
-def fine_tune(root: Path, output: Path, arm: str, pretrained: str | None, overrides: dict[str, object]) -> None:
+def fine_tune(root: Path, output: Path, arm: str, pretrained: str, overrides: dict[str, object]) -> None:
     """Train one arm and score it on the held-out subjects, at the end and at half of the steps, in its own process."""
     import torch
 
@@ -117,7 +120,7 @@ def model_file(root: Path, output: Path, arm: str) -> str:
     return str(root / "models" / "model.pt" if arm == "pre-trained" else output / arm / "model.pt")
 
 
-def _side_by_side(root: Path, output: Path, arms: dict[str, str | None], overrides: dict[str, object]) -> None:
+def _side_by_side(root: Path, output: Path, arms: dict[str, str], overrides: dict[str, object]) -> None:
     context = multiprocessing.get_context("spawn")
     processes = {}
     for position, (arm, pretrained) in enumerate(arms.items()):

@@ -14,6 +14,7 @@ from medcl_monai.data.datalist import stem
 from medcl_monai.distributed import rank
 from medcl_monai.files import file_hash, write_atomically
 from medcl_monai.handlers.checkpoint import stateful
+from medcl_monai.transfer.load import starting_weights
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -47,7 +48,7 @@ class SharedWeights:
         start: str | Path | None = None,
     ) -> None:
         self.path, self.network, self.data = Path(path), network, data
-        self.names, self.metric, self.start, self.best = names, metric, start, float("-inf")
+        self.names, self.metric, self.start, self.best = names, metric, starting_weights(start), float("-inf")
         self._seen_before: set[str] | None = None
 
     def attach(self, engine: Engine) -> None:

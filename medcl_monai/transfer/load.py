@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 logger = logging.getLogger(__name__)
+FROM_SCRATCH = (None, "none", "null")  # words too: MONAI drops an override of None, and the file's value would stand
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ def load_pretrained(
     """Copy into `network` every tensor of `path` that it has by the same name and shape.
 
     Args:
-        path: a bare state dict under the network's own names, as ``models/pretrained.pt``; None carries nothing.
+        path: a bare state dict under the network's own names, as ``models/pretrained.pt``; None or "none" carries
+            nothing.
         network: the segmentation network; changed in place, or not at all.
-        coverage: least share of the network's elements that must be carried, 0 to 1; not asked of None.
+        coverage: least share of the network's elements that must be carried, 0 to 1; not asked from scratch.
         keep: prefixes of the names that are taken from the file; None: all.
 
     Returns:
@@ -56,6 +58,7 @@ def load_pretrained(
     if not 0 <= coverage <= 1:
         raise ValueError(f"load_pretrained: coverage must be 0 to 1, got {coverage}")
     own = network.state_dict()
+    path = starting_weights(path)
     weights = {} if path is None else read_weights(path)
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
     carried = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
@@ -76,6 +79,11 @@ def load_pretrained(
     return report
 
 
+def starting_weights(path: str | Path | None) -> Path | None:
+    """The file that a training starts from; None from scratch, which a command line says as ``none``."""
+    return None if path in FROM_SCRATCH else Path(path)
+
+
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The bare state dict in a file, on the CPU; read with ``weights_only=True``.
 
@@ -86,7 +94,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist: run pretrain.json first, or start from scratch with --pretrained null"
+            f"{path} does not exist: run pretrain.json first, or start from scratch with --pretrained none"
         )
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)

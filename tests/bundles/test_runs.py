@@ -96,7 +96,6 @@ def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, t
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
     workflow = run(root, "pretrain.json", only_parse=True, output_dir=str(tmp_path / "killed"), **knobs)
-    workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train::trainer")
 
     @trainer.on(Events.ITERATION_COMPLETED(once=3))
@@ -118,12 +117,24 @@ def test_the_seed_decides_the_first_weights(trained, run, tiny):
     def first_weights(seed):
         torch.rand(7)
         workflow = run(trained, "pretrain.json", only_parse=True, seed=seed, **tiny)
-        workflow.initialize()
         return torch.nn.utils.parameters_to_vector(workflow.parser.get_parsed_content("network").parameters())
 
     zero, again, one = first_weights(0), first_weights(0), first_weights(1)
     assert torch.equal(zero, again)
     assert not torch.equal(zero, one)
+
+
+def test_from_scratch_is_from_scratch(trained, run, tiny, training_knobs):
+    """What `--pretrained none` starts from differs from the shared weights, in every tensor that they carry."""
+    knobs = {**tiny, **training_knobs}
+    shared = torch.load(trained / "models" / "pretrained.pt", weights_only=True)
+    carried, scratch = (
+        run(trained, "train.json", only_parse=True, **word, **knobs).parser.get_parsed_content("network").state_dict()
+        for word in ({}, {"pretrained": "none"})
+    )
+    kernels = [name for name in shared if name.endswith("conv.weight")]
+    assert all(torch.equal(carried[name], shared[name]) for name in kernels)
+    assert not any(torch.equal(scratch[name], shared[name]) for name in kernels)
 
 
 def test_the_three_dimensional_knobs_run(trained, run, tiny, training_knobs, tmp_path):

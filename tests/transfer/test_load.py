@@ -43,8 +43,9 @@ def test_too_little_is_refused_and_leaves_the_network_as_it_was(shared, unet):
 
 
 def test_from_scratch_carries_nothing_and_a_missing_file_names_both_ways_out(unet, tmp_path):
-    assert load_pretrained(None, unet(), 0.9).carried == ()
-    with pytest.raises(FileNotFoundError, match=r"run pretrain.json first, or .* --pretrained null"):
+    for scratch in (None, "none", "null"):
+        assert load_pretrained(scratch, unet(), 0.9).carried == ()
+    with pytest.raises(FileNotFoundError, match=r"run pretrain.json first, or .* --pretrained none"):
         load_pretrained(tmp_path / "gone.pt", unet())
 
 
