@@ -36,7 +36,7 @@ def pooled() -> None:
     for samples, bar in ((16, 1 / 3), (128, 1 / 50), (512, 1 / 50)):
         ours = step(lambda a, b: ntxent(a, b, TEMPERATURE), *batch(samples))
         peers = {
-            "monai ContrastiveLoss": (step(ContrastiveLoss(TEMPERATURE), *batch(samples)), bar, 51200 // samples**2 + 3),
+            "monai ContrastiveLoss": (step(ContrastiveLoss(TEMPERATURE), *batch(samples)), bar, 3 + 160 // samples),
             "lightly NTXentLoss": (step(lightly_ntxent(TEMPERATURE), *batch(samples)), 1.0, 20000 // samples),
         }
         for peer, (theirs, its_bar, repeats) in peers.items():

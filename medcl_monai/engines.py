@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
-from monai.data import MetaTensor, decollate_batch
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import ValidationHandler
@@ -15,8 +14,10 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from medcl_monai.batches import as_terms, detached, samples, to_device
 from medcl_monai.distributed import rank
 from medcl_monai.handlers.checkpoint import restore, snapshot
+from medcl_monai.knobs import knob_types
 from medcl_monai.seeding import derive_seed
 
 FINITE_INTERVAL = 20  # iterations between two looks at the loss on an accelerator, where a look waits for the device
@@ -57,6 +58,7 @@ class Trainer(SupervisedTrainer):
         FileNotFoundError: `resume` holds no checkpoint.
     """
 
+    @knob_types
     def __init__(
         self,
         device: torch.device | str,
@@ -279,6 +281,7 @@ class Pretrainer(Trainer):
         self.bare_network.update(outputs)
 
 
+@knob_types
 def epoch_length(steps: int, epochs: int, accumulation: int = 1) -> int:
     """Iterations per epoch for so many optimiser steps in all.
 
@@ -294,45 +297,6 @@ def epoch_length(steps: int, epochs: int, accumulation: int = 1) -> int:
     return steps // epochs * accumulation
 
 
-def to_device(batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool = False) -> dict[str, Tensor]:
-    """The batch on the device.
-
-    Raises:
-        ValueError: it holds a MetaTensor, whose bookkeeping fails in the middle of the mathematics.
-    """
-    for name, value in batch.items():
-        if isinstance(value, MetaTensor):
-            raise ValueError(f"batch[{name!r}] is a MetaTensor: training reads plain tensors, as `sample_loader` gives")
-    return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
-
-
 def iteration_ends_step(engine: Trainer) -> bool:
     """Whether the running iteration is the last batch of its optimiser step."""
     return engine.state.iteration % engine.accumulation == 0
-
-
-def samples(found: dict[str, object]) -> list[dict[str, object]]:
-    """One dict per sample; all share ``loss`` and ``terms``."""
-    whole = {"loss": found["loss"], "terms": found["terms"]}
-    parts = {name: value for name, value in found.items() if name not in whole}
-    return [{**part, **whole} for part in decollate_batch(parts, detach=True)]
-
-
-def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A loss as named terms; a scalar is the term ``loss``.
-
-    Raises:
-        ValueError: no terms, or one that is no scalar.
-    """
-    terms = {"loss": loss} if isinstance(loss, Tensor) else dict(loss)
-    if not terms:
-        raise ValueError("the loss returned no terms: at least one is expected")
-    for name, value in terms.items():
-        if value.ndim:
-            raise ValueError(f"term {name!r} of the loss must be a scalar, got the shape {tuple(value.shape)}")
-    return terms
-
-
-def detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without their graph; what is no tensor stays."""
-    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}

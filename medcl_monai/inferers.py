@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
 from torch import Tensor
 
+from medcl_monai.knobs import knob_types
+
 
 class SegmentationInferer(Inferer):
     """Segments volumes (B, C, X, Y, Z) with a 2D network over their slices, or with a 3D network over windows.
@@ -29,6 +31,7 @@ class SegmentationInferer(Inferer):
         torch.Size([1, 3, 10, 12, 5])
     """
 
+    @knob_types
     def __init__(
         self,
         roi_size: Sequence[int],

@@ -4,15 +4,12 @@ import atexit
 import json
 import logging
 import math
-import os
 import re
-import shutil
 import subprocess
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -20,13 +17,12 @@ from matplotlib.figure import Figure
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from medcl_monai.data.place import cache_folder
 from medcl_monai.distributed import rank
-from medcl_monai.files import write_atomically
+from medcl_monai.knobs import knob_types
+from medcl_monai.mlflow_store import find_experiment, patience, prepare_store
 
 logger = logging.getLogger(__name__)
 BATCH = 900  # MLflow takes at most 1,000 metrics at once
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # its own defaults wait minutes
 
 
 class Tracker:
@@ -44,6 +40,7 @@ class Tracker:
         step: the training's optimiser step, at which an evaluator's metrics are recorded.
     """
 
+    @knob_types
     def __init__(
         self,
         tracking_uri: str,
@@ -219,46 +216,6 @@ def _read_record(record: Path) -> list[dict]:
         raise ValueError(f"{record} is no record of a run: {error}") from error
 
 
-def find_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    """Id of the experiment, made if it does not exist; another process may make it at the same time."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            place = None if artifacts is None else artifacts.resolve().as_uri()
-            return client.create_experiment(name, artifact_location=place)
-        except mlflow.exceptions.MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return found.experiment_id
-
-
-def prepare_store(tracking_uri: str) -> None:
-    """Put a ready empty store where a SQLite file is asked for and none is; MLflow needs 7 s to make one."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return
-    path = Path(tracking_uri.removeprefix("sqlite:///"))
-    if path.exists():
-        return
-    ready = cache_folder() / "mlflow" / f"empty-{mlflow.__version__}.db"
-    if not ready.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / "mlruns.db"
-            MlflowClient(f"sqlite:///{made}").search_experiments()
-            write_atomically(ready, lambda aside: shutil.copyfile(made, aside))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    shutil.copyfile(ready, aside)
-    try:
-        os.link(aside, path)  # unlike a move it leaves the store that another process made, and writes to, meanwhile
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def git_commit() -> str | None:
     """Commit of the working directory, None outside of a repository."""
     with suppress(OSError, subprocess.SubprocessError):
@@ -266,16 +223,3 @@ def git_commit() -> str | None:
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
         ).stdout.strip()
     return None
-
-
-@contextmanager
-def patience() -> Iterator[None]:
-    """Bounds for MLflow's own retries, taken back afterwards; what the user set holds."""
-    before = {name: os.environ.get(name) for name in PATIENCE}
-    os.environ.update({name: value for name, value in PATIENCE.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)

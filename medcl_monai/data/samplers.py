@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 
 from medcl_monai.data.slices import SliceDataset
 from medcl_monai.distributed import rank, world_size
+from medcl_monai.knobs import knob_types
 from medcl_monai.seeding import derive_seed
 
 
@@ -66,6 +67,7 @@ class StreamSampler(Sampler):
         return int(self._permutations[turn][offset])
 
 
+@knob_types
 def sample_loader(
     dataset: SliceDataset,
     batch_size: int,
@@ -98,6 +100,7 @@ def sample_loader(
     )
 
 
+@knob_types
 def foreground_weights(dataset: SliceDataset, empty_slice_weight: float) -> Float[Tensor, " items"]:
     """Weight 1 for items with foreground, `empty_slice_weight` for the others.
 

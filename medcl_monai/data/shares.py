@@ -6,8 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medcl_monai.data.slices import SliceDataset
+from medcl_monai.knobs import knob_types
 
 
+@knob_types
 def label_shares(dataset: SliceDataset, num_classes: int) -> Float[Tensor, " classes"]:
     """Share of each class among all voxels of the labels; a class without any counts as one voxel.
 

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from medcl_monai.data.cache import VolumeCache
+from medcl_monai.knobs import knob_types
 
 
 class SliceDataset(Dataset):
@@ -34,6 +35,7 @@ class SliceDataset(Dataset):
         ValueError: no entries, sizes that do not fit, or volumes that cannot be used (see `check_loaded`).
     """
 
+    @knob_types
     def __init__(
         self,
         data: Sequence[dict[str, str]],

@@ -9,6 +9,7 @@ from pathlib import Path
 from medcl_monai.data.datalist import Datalist, find_volumes
 from medcl_monai.data.example import example_population
 from medcl_monai.files import file_hash, write_atomically
+from medcl_monai.knobs import knob_types
 
 TEST_SHARE, VALIDATION_SHARE, LEAST_VALIDATION = 0.3, 0.1, 2
 
@@ -37,6 +38,7 @@ class Split:
         write_atomically(Path(path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
+@knob_types
 def split_dataset(
     dataset_dir: str | Path | None = None,
     split_seed: int = 0,

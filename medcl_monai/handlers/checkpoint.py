@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medcl_monai.distributed import rank
 from medcl_monai.files import write_atomically
+from medcl_monai.knobs import knob_types
 
 logger = logging.getLogger(__name__)
 UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
@@ -33,6 +34,7 @@ class Checkpoints:
         ValueError: `interval` or `keep` below 1.
     """
 
+    @knob_types
     def __init__(self, folder: str | Path, interval: int, keep: int = 2) -> None:
         if interval < 1 or keep < 1:
             raise ValueError(f"Checkpoints: interval {interval} and keep {keep} must be at least 1")

@@ -12,6 +12,7 @@ from medcl_monai.diagnostics.figures import (
     participation_ratio,
     uniformity,
 )
+from medcl_monai.knobs import knob_types
 
 
 class CollapseMonitor:
@@ -27,6 +28,7 @@ class CollapseMonitor:
         ValueError: `interval` below 1.
     """
 
+    @knob_types
     def __init__(
         self, interval: int, keys: Sequence[str] = ("features",), pairs: Sequence[Sequence[str]] = ()
     ) -> None:

@@ -7,6 +7,7 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
 from medcl_monai.handlers.checkpoint import stateful
+from medcl_monai.knobs import knob_types
 
 
 class Schedule:
@@ -26,6 +27,7 @@ class Schedule:
         ValueError: `warm_up` out of range.
     """
 
+    @knob_types
     def __init__(
         self, optimizer: Optimizer, warm_up: float = 0.05, decay: Callable[[float], float] | None = None
     ) -> None:

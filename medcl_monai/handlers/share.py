@@ -14,6 +14,7 @@ from medcl_monai.data.datalist import stem
 from medcl_monai.distributed import rank
 from medcl_monai.files import file_hash, write_atomically
 from medcl_monai.handlers.checkpoint import stateful
+from medcl_monai.knobs import knob_types
 from medcl_monai.transfer.load import starting_weights
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class SharedWeights:
         ValueError: at the end of the engine, if it has no such metric.
     """
 
+    @knob_types
     def __init__(
         self,
         path: str | Path,

@@ -6,6 +6,7 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 
 from medcl_monai.handlers.share import check_unseen
+from medcl_monai.knobs import knob_types
 
 
 class UnseenSubjects:
@@ -21,6 +22,7 @@ class UnseenSubjects:
         ValueError: at the start of the engine, naming the subjects that the record lists as seen.
     """
 
+    @knob_types
     def __init__(self, path: str | Path, data: Sequence[dict]) -> None:
         self.path, self.data = path, data
 

@@ -3,6 +3,7 @@
 from ignite.engine import Engine, Events
 
 from medcl_monai.diagnostics.pictures import views_picture
+from medcl_monai.knobs import knob_types
 
 
 class ViewsPicture:
@@ -13,6 +14,7 @@ class ViewsPicture:
         samples: how many of the batch are drawn.
     """
 
+    @knob_types
     def __init__(self, interval: int, samples: int = 4) -> None:
         if interval < 1:
             raise ValueError(f"ViewsPicture: interval must be at least 1 step, got {interval}")

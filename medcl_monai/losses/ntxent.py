@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from medcl_monai.knobs import knob_types
 from medcl_monai.losses.positional import check_temperature, local_pair_contrast
 
 
@@ -29,6 +30,7 @@ class NTXentLoss(nn.Module):
         tensor(True)
     """
 
+    @knob_types
     def __init__(self, temperature: float = 0.1, weight: float = 1.0) -> None:
         super().__init__()
         check_temperature(temperature)

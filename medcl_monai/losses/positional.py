@@ -8,6 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from medcl_monai.distributed import gather, rank, world_size
+from medcl_monai.knobs import knob_types
 
 TIE = 1e-6  # differences of positions tie with the threshold for many depths; rounding must not decide
 
@@ -30,6 +31,7 @@ class PositionalContrastiveLoss(nn.Module):
         ValueError: `temperature` or `threshold` out of range.
     """
 
+    @knob_types
     def __init__(
         self,
         first: str = "view_1",

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
+from medcl_monai.knobs import knob_types
+
 
 class SegmentationLoss(nn.Module):
     """Overlap of every structure over the whole batch, and cross entropy in which rare classes count more.
@@ -23,6 +25,7 @@ class SegmentationLoss(nn.Module):
         ValueError: a share is not above 0; in `forward`: a label value outside the classes.
     """
 
+    @knob_types
     def __init__(
         self,
         shares: Float[Tensor, " classes"],

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
+from medcl_monai.knobs import knob_types
 from medcl_monai.losses.positional import (
     check_temperature,
     check_threshold,
@@ -50,6 +51,7 @@ class JCL(PretrainingNetwork):
             `forward`: a view size that the two branches cannot share.
     """
 
+    @knob_types
     def __init__(
         self,
         backbone: BasicUNet,
@@ -133,6 +135,7 @@ class JCLLoss(nn.Module):
         ValueError: all weights 0, one negative, `temperature`, `threshold` or `base_temperature` out of range.
     """
 
+    @knob_types
     def __init__(
         self,
         image_weight: float = 1.0,
@@ -218,6 +221,7 @@ class JCLViews:
         view_jitter: contrast and brightness of the varied pair, 0 to 1.
     """
 
+    @knob_types
     def __init__(
         self,
         rotation: float = 20.0,

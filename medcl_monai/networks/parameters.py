@@ -4,28 +4,33 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from medcl_monai.knobs import knob_types
 
+
+@knob_types
 def parameter_groups(
-    network: nn.Module, encoder: Sequence[str], learning_rate: float, encoder_lr_scale: float = 1.0
+    network: nn.Module, learning_rate: float, encoder: Sequence[str] = (), encoder_lr_scale: float = 1.0
 ) -> list[dict[str, object]]:
     """Parameters for an optimiser: the encoder's with a scaled learning rate, then all others.
 
     Args:
         network: the segmenter, wrapped for several processes or not.
-        encoder: prefixes of the names of the encoder's tensors.
-        learning_rate: of the others.
+        learning_rate: of all but the encoder, 0 or more.
+        encoder: prefixes of the names of the encoder's tensors; none: one group of all parameters.
         encoder_lr_scale: the encoder's learning rate as a multiple of it, 0 or more.
 
     Raises:
-        ValueError: no parameter has such a name, or the scale is negative.
+        ValueError: no parameter has such a name, or a number is negative.
 
     Example:
-        >>> groups = parameter_groups(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), ["0."], 1e-3, 0.1)
+        >>> groups = parameter_groups(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), 1e-3, ["0."], 0.1)
         >>> [round(group["lr"], 6) for group in groups]
         [0.0001, 0.001]
     """
-    if encoder_lr_scale < 0:
-        raise ValueError(f"encoder_lr_scale must be 0 or more, got {encoder_lr_scale}")
+    if encoder_lr_scale < 0 or learning_rate < 0:
+        raise ValueError(f"learning_rate {learning_rate} and encoder_lr_scale {encoder_lr_scale} must be 0 or more")
+    if not encoder:
+        return [{"params": list(network.parameters()), "lr": learning_rate}]
     named = {name.removeprefix("module."): parameter for name, parameter in network.named_parameters()}
     inside = {name for name in named if name.startswith(tuple(encoder))}
     if not inside:

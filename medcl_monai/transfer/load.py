@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from medcl_monai.knobs import knob_types
+
 logger = logging.getLogger(__name__)
 FROM_SCRATCH = (None, "none", "null")  # words too: MONAI drops an override of None, and the file's value would stand
 
@@ -36,6 +38,7 @@ class Transfer:
         return f"{', '.join(counts)}; {self.coverage:.2%} of the network's elements"
 
 
+@knob_types
 def load_pretrained(
     path: str | Path | None, network: nn.Module, coverage: float = 0.5, keep: Sequence[str] | None = None
 ) -> Transfer:

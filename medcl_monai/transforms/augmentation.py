@@ -5,7 +5,10 @@ from collections.abc import Sequence
 
 from monai.transforms import Compose, RandAffined, RandScaleIntensityFixedMeand, RandShiftIntensityd
 
+from medcl_monai.knobs import knob_types
 
+
+@knob_types
 def augmentation(
     size: Sequence[int],
     rotation: float = 15.0,

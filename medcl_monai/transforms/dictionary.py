@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from monai.transforms import Spacingd as MonaiSpacingd
 
+from medcl_monai.knobs import knob_types
+
 
 class Spacingd(MonaiSpacingd):
     """MONAI's `Spacingd` for data that hold other values under keys beginning with ``image_``.
@@ -19,6 +21,7 @@ class Spacingd(MonaiSpacingd):
         return {**super().__call__(known, *args, **kwargs), **strange}
 
 
+@knob_types
 def pixdim(spatial_dims: int, slice_axis: int, pixel_spacing: float) -> list[float]:
     """Spacing for `Spacingd`: in 2D the slice axis keeps its own (-1).
 

@@ -158,6 +158,29 @@ def test_monai_s_own_tracking_leaves_one_finished_run(trained, run, tiny, tmp_pa
     assert [run.info.status for run in found] == ["FINISHED"]
 
 
+@pytest.mark.parametrize(
+    ("file", "knob", "value", "said"),
+    [
+        ("pretrain.json", "steps", "many", "steps"),
+        ("pretrain.json", "batch_size", "4x", "batch_size"),
+        ("pretrain.json", "view_size", 128, "size"),
+        ("pretrain.json", "seed", 1.5, "seed"),
+        ("pretrain.json", "learning_rate", "high", "learning_rate"),
+        ("pretrain.json", "dataset_dir", "/nowhere", "/nowhere is no folder"),
+        ("pretrain.json", "checkpoint_interval", 0, "at least 1 step, got 0"),
+        ("train.json", "roi_size", "big", "size"),
+        ("train.json", "freeze_encoder_epochs", "a", "freeze_encoder_epochs"),
+        ("train.json", "label_fraction", 0.0, "label_fraction must be above 0"),
+    ],
+)
+def test_a_wrong_knob_is_named_with_its_value(trained, run, tiny, training_knobs, tmp_path, file, knob, value, said):
+    knobs = {**tiny, **(training_knobs if file == "train.json" else {}), knob: value}
+    with pytest.raises(RuntimeError, match=r"Failed to instantiate") as error:
+        run(trained, file, output_dir=str(tmp_path), **knobs)
+    assert said in str(error.value.__cause__)
+    assert str(value) in str(error.value.__cause__)
+
+
 def test_a_wrong_weights_file_ends_with_its_name(trained, run, tiny, training_knobs, tmp_path):
     torch.save({"foreign.weight": torch.zeros(3)}, tmp_path / "foreign.pt")
     knobs = {**tiny, **training_knobs, "pretrained": str(tmp_path / "foreign.pt")}

@@ -15,7 +15,8 @@ from torch import nn
 
 from medcl_monai.engines import Trainer
 from medcl_monai.handlers.tracking import EvaluationTracker, TrainingTracker
-from medcl_monai.tracking import Tracker, prepare_store, replay
+from medcl_monai.mlflow_store import prepare_store
+from medcl_monai.tracking import Tracker, replay
 
 BATCHES = [{"image": torch.full((4, 8), float(k)), "label": torch.zeros(4, 1)} for k in range(4)]
 pytestmark = pytest.mark.filterwarnings(

@@ -27,8 +27,8 @@ def test_the_number_of_stages_and_the_class_of_backbone_are_checked(unet):
 
 def test_the_encoder_learns_at_its_own_rate(unet):
     network = unet()
-    encoder, rest = parameter_groups(network, ["conv_0.", "down_"], 0.01, 0.1)
+    encoder, rest = parameter_groups(network, 0.01, ["conv_0.", "down_"], 0.1)
     assert (encoder["lr"], rest["lr"]) == (0.001, 0.01)
     assert len(encoder["params"]) + len(rest["params"]) == len(list(network.parameters()))
     with pytest.raises(ValueError, match="begins with one of"):
-        parameter_groups(network, ["nothing."], 0.01)
+        parameter_groups(network, 0.01, ["nothing."])

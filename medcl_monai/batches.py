@@ -1,0 +1,46 @@
+"""Batches, losses and outputs in the forms that the engines and their handlers read."""
+
+from collections.abc import Mapping
+
+import torch
+from monai.data import MetaTensor, decollate_batch
+from torch import Tensor
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool = False) -> dict[str, Tensor]:
+    """The batch on the device.
+
+    Raises:
+        ValueError: it holds a MetaTensor, whose bookkeeping fails in the middle of the mathematics.
+    """
+    for name, value in batch.items():
+        if isinstance(value, MetaTensor):
+            raise ValueError(f"batch[{name!r}] is a MetaTensor: training reads plain tensors, as `sample_loader` gives")
+    return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
+
+
+def samples(found: dict[str, object]) -> list[dict[str, object]]:
+    """One dict per sample; all share ``loss`` and ``terms``."""
+    whole = {"loss": found["loss"], "terms": found["terms"]}
+    parts = {name: value for name, value in found.items() if name not in whole}
+    return [{**part, **whole} for part in decollate_batch(parts, detach=True)]
+
+
+def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A loss as named terms; a scalar is the term ``loss``.
+
+    Raises:
+        ValueError: no terms, or one that is no scalar.
+    """
+    terms = {"loss": loss} if isinstance(loss, Tensor) else dict(loss)
+    if not terms:
+        raise ValueError("the loss returned no terms: at least one is expected")
+    for name, value in terms.items():
+        if value.ndim:
+            raise ValueError(f"term {name!r} of the loss must be a scalar, got the shape {tuple(value.shape)}")
+    return terms
+
+
+def detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without their graph; what is no tensor stays."""
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}

@@ -1,0 +1,31 @@
+"""A wrong argument is named with its value; what JSON can mean is taken."""
+
+from collections.abc import Sequence
+
+import pytest
+from beartype.roar import BeartypeCallHintParamViolation
+
+from medcl_monai.knobs import knob_types
+
+
+@knob_types
+def setting(rate: float, size: Sequence[int] = (1,), name: str | None = None) -> float:
+    return rate
+
+
+def test_a_whole_number_is_a_float_and_a_list_a_sequence():
+    assert setting(1, [2, 3], None) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"rate": "high"}, r"parameter rate='high' .* not float or int"),
+        ({"rate": 1.0, "size": 128}, "parameter size=128"),
+        ({"rate": 1.0, "size": ["x"]}, r"parameter size=\['x'\]"),
+        ({"rate": 1.0, "name": 3}, "parameter name=3"),
+    ],
+)
+def test_another_type_is_named_with_its_value(arguments, said):
+    with pytest.raises(BeartypeCallHintParamViolation, match=said):
+        setting(**arguments)
