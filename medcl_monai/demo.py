@@ -53,7 +53,8 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
     )
     if (root / "configs" / "pretrain.json").is_file():
         print("1/4 pre-training", flush=True)
-        run_bundle([root / "configs" / "pretrain.json"], output_dir=str(output / "pretraining"), **overrides)
+        folder = str(output / "pretraining")
+        run_bundle([root / "configs" / "pretrain.json"], output_dir=folder, run_name="pre-training", **overrides)
     print("2/4 fine-tuning and evaluation, pre-trained and from scratch side by side", flush=True)
     arms = {"pre-trained": str(root / "models" / "pretrained.pt"), "scratch": "none"}
     _side_by_side(root, output, arms, {**overrides, "label_fraction": fraction})
@@ -64,6 +65,7 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
     print("4/4 report", flush=True)
     print(report(output, tuple(arms), split, entry), flush=True)
     print(f"every run: .venv/bin/mlflow ui --backend-store-uri {overrides['tracking_uri']}")
+    print("then http://127.0.0.1:5000/#/experiments/1/runs in a browser")
     print(f"finished in {(time.time() - started) / 60:.1f} minutes")
 
 

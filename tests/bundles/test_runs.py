@@ -111,6 +111,22 @@ def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, t
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_dicom_series_pre_train_as_nifti_does(trained, run, tiny, save, tmp_path):
+    """Whole-number volumes, once as NIfTI and once as folders of DICOM series: the same weights, bit for bit."""
+    weights = {}
+    for form, ending in (("nifti", ".nii.gz"), ("dicom", "")):
+        place = tmp_path / form
+        for path in sorted(Path(tiny["dataset_dir"]).glob("imagesTr/*.nii.gz"))[:3]:
+            volume = nibabel.load(path)
+            array = np.rint(volume.get_fdata()).astype(np.int16)
+            save(place / "scans" / (path.name.split(".")[0] + ending), array, volume.affine)
+        root = tmp_path / "bundles" / form
+        shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "models"))
+        run(root, "pretrain.json", **{**tiny, "dataset_dir": str(place), "steps": 2})
+        weights[form] = torch.load(root / "models" / "pretrained.pt", weights_only=True)
+    assert all(torch.equal(value, weights["dicom"][name]) for name, value in weights["nifti"].items())
+
+
 def test_the_seed_decides_the_first_weights(trained, run, tiny):
     """Whatever a process drew before: two runs of one seed start from the same network, two seeds from others."""
 
