@@ -75,3 +75,17 @@ def trained(name, source, tmp_path_factory, run, tiny):
 @pytest.fixture(scope="session")
 def training_knobs():
     return dict(TRAINING)
+
+
+@pytest.fixture
+def written(trained, tiny, training_knobs, inference_knobs, tmp_path):
+    """A copy of the trained bundle whose configs hold the small knobs."""
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
+    knobs = {"pretrain.json": tiny, "train.json": {**tiny, **training_knobs}}
+    knobs["inference.json"] = {**inference_knobs, "dataset_dir": tiny["dataset_dir"]}
+    for file, values in knobs.items():
+        path = root / "configs" / file
+        if path.is_file():
+            path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+    return root

@@ -1,8 +1,6 @@
 """The command lines of a bundle, each a process of its own, from another directory."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -23,19 +21,6 @@ def call(tmp_path, cache):
         return done.stdout + done.stderr
 
     return call
-
-
-@pytest.fixture
-def written(trained, tiny, training_knobs, inference_knobs, tmp_path):
-    """A copy of the trained bundle whose configs hold the small knobs."""
-    root = tmp_path / trained.name
-    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
-    knobs = {"pretrain.json": tiny, "train.json": {**tiny, **training_knobs}}
-    knobs["inference.json"] = {**inference_knobs, "dataset_dir": tiny["dataset_dir"]}
-    for file, values in knobs.items():
-        path = root / "configs" / file
-        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
-    return root
 
 
 def test_the_four_runs_from_another_directory(call, written):
