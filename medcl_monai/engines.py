@@ -110,6 +110,7 @@ class Trainer(SupervisedTrainer):
         )
         self.state.optimizer_steps, self.state.figures, self.state.pictures = 0, {}, {}
         self.add_event_handler(Events.STARTED, self._start_stream)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._validate_at_the_end)
         self._find_encoder(tuple(encoder))
 
     @property
@@ -175,6 +176,13 @@ class Trainer(SupervisedTrainer):
         sampler = getattr(self.data_loader, "batch_sampler", None)
         if sampler is not None and "start" in vars(sampler):  # only our endless stream has a place to start from
             sampler.start = self.state.iteration
+
+    def _validate_at_the_end(self) -> None:
+        """Validate after the last epoch whatever the interval: a training of few epochs keeps its model too."""
+        if self.state.epoch == self.state.max_epochs:
+            for validation in self.validations:
+                if validation.epoch_level and self.state.epoch % validation.interval:
+                    validation(self)
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> list[dict[str, object]]:
         iteration, steps = self.state.iteration, iteration_ends_step(self)

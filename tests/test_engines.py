@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
-from monai.handlers import MeanDice, from_engine
+from monai.handlers import MeanDice, ValidationHandler, from_engine
 from monai.transforms import AsDiscreted
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -311,3 +313,12 @@ def test_randomness_depends_on_seed_and_iteration_alone():
     assert torch.equal(drawn(1, 0), drawn(1, 5))
     assert not torch.equal(drawn(1, 0), drawn(2, 0))
     assert len(set(drawn(1, 0).tolist())) == 5
+
+
+@pytest.mark.parametrize(("interval", "epochs", "validated"), [(1, 3, [1, 2, 3]), (2, 3, [2, 3]), (5, 2, [2])])
+def test_the_last_epoch_is_validated_whatever_the_interval(interval, epochs, validated):
+    seen = []
+    handler = ValidationHandler(interval)
+    handler.validator = SimpleNamespace(run=seen.append)
+    trainer(segmenter(), [handler], epochs=epochs).run()
+    assert seen == validated
