@@ -1,6 +1,6 @@
 """Label-efficient medical image segmentation: contrastive and self-supervised methods as MONAI bundles."""
 
-from medcl_monai.data.datalist import Datalist, find_volumes, volumes_to_segment
+from medcl_monai.data.datalist import Datalist, find_volumes, results_root, volumes_to_segment
 from medcl_monai.data.example import example_population
 from medcl_monai.data.samplers import StreamSampler, foreground_weights, sample_loader
 from medcl_monai.data.shares import label_shares
@@ -82,6 +82,7 @@ __all__ = [
     "pixdim",
     "polynomial",
     "positional_contrast",
+    "results_root",
     "sample_loader",
     "split_dataset",
     "start_at_log_shares",

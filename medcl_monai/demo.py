@@ -97,7 +97,7 @@ def fine_tune(root: Path, output: Path, arm: str, pretrained: str, overrides: di
     run_bundle([configs / "train.json"], output_dir=str(folder), **budget, **overrides)
     half = folder / "half"
     half.mkdir(parents=True, exist_ok=True)
-    checkpoint = next((folder / "checkpoints").glob(f"*{steps // 2}.pt"))
+    checkpoint = next((folder / "checkpoints" / "training").glob(f"*{steps // 2}.pt"))
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["network"]
     write_atomically(half / "model.pt", lambda target: torch.save(weights, target))
     for name, model in (("test", overrides["model_file"]), ("half", str(half / "model.pt"))):

@@ -65,3 +65,10 @@ def test_what_the_demo_cannot_find_is_named(tmp_path):
         bundle_folder("nothing")
     with pytest.raises(FileNotFoundError, match="is no folder"):
         demo(dataset=str(tmp_path / "nowhere"))
+
+
+def test_a_label_of_another_size_is_named_by_inspect(labelled, save, volume):
+    array, affine = volume
+    save(labelled / "labelsTr" / "scan_03.nii.gz", (array > 300).astype(np.uint8)[:-2], affine)
+    with pytest.raises(ValueError, match=r"scan_03.nii.gz is \(10, 16, 6\) voxels, \(12, 16, 6\) of .* are expected"):
+        inspect_dataset(labelled)

@@ -110,13 +110,30 @@ def stem(path: Path) -> str:
 
 
 def volumes_to_segment(dataset_dir: str | Path | None = None) -> list[dict[str, str]]:
-    """Entries ``{"image": path}`` for inference: all volumes of a folder; None: the example population's test set."""
+    """Entries ``{"image": path}`` for inference: one file, or all volumes of a folder.
+
+    Args:
+        dataset_dir: a file or a folder; None: the example population's test set.
+
+    Raises:
+        FileNotFoundError: neither a file nor a folder, or a folder without volumes.
+    """
     if dataset_dir is None:
         from medcl_monai.data.example import example_population
 
         return [{"image": entry["image"]} for entry in find_volumes(example_population()).test]
+    if Path(dataset_dir).is_file():
+        return [{"image": str(Path(dataset_dir).resolve())}]
     listed = find_volumes(dataset_dir)
     return [{"image": entry["image"]} for entry in (*listed.training, *listed.validation, *listed.test)]
+
+
+def results_root(dataset_dir: str | Path | None) -> str:
+    """The folder whose inner folders results keep, so that none replaces another's of the same name; "" for none."""
+    if dataset_dir is None:
+        return ""
+    place = Path(dataset_dir).resolve()
+    return str(place.parent if place.is_file() else place)
 
 
 def _is_dicom(path: Path) -> bool:

@@ -57,7 +57,10 @@ class Inspection:
             f"label {value}: {names.get(str(value), 'no name')}, {share:.3%} of voxels"
             for value, share in self.shares.items()
         ]
-        return "\n".join([*lines, "suggested knobs:", *(f"  {name}: {value}" for name, value in self.knobs.items())])
+        lines += ["suggested knobs:", *(f"  {name}: {value}" for name, value in self.knobs.items())]
+        pasted = " ".join(f'--{name} "{value}"' for name, value in self.knobs.items())
+        pretraining = f'--pixel_spacing "{self.knobs["pixel_spacing"]}"'
+        return "\n".join([*lines, f"for pretrain.json: {pretraining}", f"for the other configs: {pasted}"])
 
 
 def inspect_dataset(
@@ -87,6 +90,11 @@ def inspect_dataset(
         intensities.append(np.percentile(np.asarray(image), [0.5, 50, 99.5]))
         if "label" in entry:
             label = np.asarray(_read(entry["label"])).astype(np.int64).clip(0, 255)
+            if label.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"{entry['label']} is {label.shape[1:]} voxels, "
+                    f"{tuple(image.shape[1:])} of {entry['image']} are expected"
+                )
             counts += np.bincount(label.ravel(), minlength=256)
     sizes, spacings = np.array(sizes), np.array(spacings)
     found = {int(value): counts[value] / counts.sum() for value in np.nonzero(counts)[0]}

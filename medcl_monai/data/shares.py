@@ -1,5 +1,7 @@
 """How the training labels' voxels are shared among the classes."""
 
+import logging
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -7,6 +9,8 @@ from torch import Tensor
 
 from medcl_monai.data.slices import SliceDataset
 from medcl_monai.knobs import knob_types
+
+logger = logging.getLogger(__name__)
 
 
 @knob_types
@@ -25,5 +29,11 @@ def label_shares(dataset: SliceDataset, num_classes: int) -> Float[Tensor, " cla
                 f"{entry['label']} holds the label value {outside[0] + num_classes}: "
                 f"0 to {num_classes - 1} are expected ({num_classes - 1} structures)"
             )
-    voxels = np.maximum(np.sum(counts, axis=0)[:num_classes], 1)
+    voxels = np.sum(counts, axis=0)[:num_classes]
+    if absent := np.nonzero(voxels == 0)[0].tolist():
+        logger.warning(
+            "no voxel of the training labels has the values %s: they cannot be learned; are the structures those of "
+            "these labels?", absent,
+        )
+    voxels = np.maximum(voxels, 1)
     return torch.tensor(voxels / voxels.sum(), dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from medcl_monai.files import file_hash, write_atomically
 from medcl_monai.knobs import knob_types
 
 TEST_SHARE, VALIDATION_SHARE, LEAST_VALIDATION = 0.3, 0.1, 2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,18 @@ def split_dataset(
     refuse_copies(pool, [*parts["test"], *parts["validation"]])
     labelled = ordered({entry["subject"] for entry in pool if "label" in entry}, split_seed)
     kept = set(labelled[: max(1, nearest(label_fraction * len(labelled)))])
-    return Split(
+    split = Split(
         pretraining=[{"image": entry["image"], "subject": entry["subject"]} for entry in pool],
         training=[entry for entry in pool if "label" in entry and entry["subject"] in kept],
         validation=[entry for entry in parts["validation"] if "label" in entry],
         test=[entry for entry in parts["test"] if "label" in entry],
         structures=dict(listed.structures),
     )
+    logger.info(
+        "%s: %d volumes to pre-train on, %d to train on with labels, %d of validation, %d of the test set",
+        listed.folder, *(len(part) for part in (split.pretraining, split.training, split.validation, split.test)),
+    )
+    return split
 
 
 def _held_out(listed: Datalist, seed: int) -> dict[str, set[str]]:

@@ -28,7 +28,7 @@ def test_the_four_runs_from_another_directory(call, written):
     for files in ("pretrain.json", "train.json", ["train.json", "evaluate.json"], "inference.json"):
         paths = str(configs / files) if isinstance(files, str) else str([str(configs / file) for file in files])
         call("run", "--config_file", paths, "--bundle_root", written)
-    assert (written / "eval" / "example_005" / "example_005_pred.nii.gz").is_file()
+    assert (written / "eval" / "imagesTr" / "example_005" / "example_005_pred.nii.gz").is_file()
 
 
 def test_the_network_fits_its_metadata_and_exports(call, written, source, tmp_path):
@@ -55,4 +55,4 @@ def test_two_processes_write_one_checkpoint_and_one_finished_run(call, written, 
     client = MlflowClient(f"sqlite:///{written / 'eval' / 'mlruns.db'}")
     found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert [run.info.status for run in found] == ["FINISHED"]
-    assert len(list((written / "eval" / "checkpoints").iterdir())) == 2
+    assert len(list((written / "eval" / "checkpoints").glob("*/*.pt"))) == 2

@@ -105,7 +105,7 @@ def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, t
     with pytest.raises(KeyboardInterrupt):
         workflow.run()
     (root / "models" / "pretrained.pt").unlink()
-    resume = str(tmp_path / "killed" / "checkpoints")
+    resume = str(tmp_path / "killed" / "checkpoints" / "pretraining")
     run(root, "pretrain.json", output_dir=str(tmp_path / "resumed"), resume=resume, **knobs)
     whole, resumed = (torch.load(folder / "models" / "pretrained.pt", weights_only=True) for folder in (trained, root))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -125,6 +125,39 @@ def test_dicom_series_pre_train_as_nifti_does(trained, run, tiny, save, tmp_path
         run(root, "pretrain.json", **{**tiny, "dataset_dir": str(place), "steps": 2})
         weights[form] = torch.load(root / "models" / "pretrained.pt", weights_only=True)
     assert all(torch.equal(value, weights["dicom"][name]) for name, value in weights["nifti"].items())
+
+
+def test_results_of_two_volumes_of_one_name_lie_side_by_side(trained, run, tiny, inference_knobs, tmp_path):
+    image = Path(tiny["dataset_dir"]) / "imagesTr" / "example_005.nii.gz"
+    for place in ("x", "y"):
+        (tmp_path / "in" / place).mkdir(parents=True)
+        shutil.copy(image, tmp_path / "in" / place / "t1.nii.gz")
+    out = tmp_path / "out"
+    knobs = {**inference_knobs, "dataset_dir": str(tmp_path / "in"), "output_dir": str(out)}
+    run(trained, "inference.json", workflow_type="infer", **knobs)
+    assert {str(path.relative_to(out)) for path in out.rglob("*.nii.gz")} == {
+        "x/t1/t1_pred.nii.gz", "y/t1/t1_pred.nii.gz",
+    }
+    one = {**knobs, "dataset_dir": str(tmp_path / "in" / "x" / "t1.nii.gz"), "output_dir": str(tmp_path / "one")}
+    run(trained, "inference.json", workflow_type="infer", **one)
+    assert (tmp_path / "one" / "t1" / "t1_pred.nii.gz").is_file()
+
+
+def test_a_training_shorter_than_its_interval_keeps_its_model(trained, run, tiny, training_knobs, tmp_path):
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "model.pt"))
+    run(root, "train.json", **{**tiny, **training_knobs, "steps": 1, "epochs": 1, "val_interval": 5})
+    assert (root / "models" / "model.pt").is_file()
+
+
+def test_a_training_without_volumes_to_validate_on_keeps_its_last_weights(trained, run, tiny, training_knobs, tmp_path):
+    root = tmp_path / trained.name
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "model.pt"))
+    with pytest.warns(UserWarning, match="is empty"):
+        workflow = run(root, "train.json", **{**tiny, **training_knobs, "validate::dataset::data": []})
+    saved = torch.load(root / "models" / "model.pt", weights_only=True)
+    state = workflow.parser.get_parsed_content("network_def").state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in state.items())
 
 
 def test_the_seed_decides_the_first_weights(trained, run, tiny):

@@ -64,7 +64,7 @@ def test_in_three_dimensions_an_item_is_a_crop_whose_centre_is_its_position(popu
     assert crops.foreground.all()
 
 
-def test_foreground_weights_and_shares_follow_the_labels(slices):
+def test_foreground_weights_and_shares_follow_the_labels(slices, caplog):
     weights = foreground_weights(slices, 0.1)
     empty = ~slices.foreground
     assert torch.equal(weights == 1.0, slices.foreground)
@@ -73,6 +73,9 @@ def test_foreground_weights_and_shares_follow_the_labels(slices):
     shares = label_shares(slices, 6)
     label = np.concatenate([np.load(paths["label"]).ravel() for paths in slices.paths])
     np.testing.assert_allclose(shares.numpy(), np.bincount(label, minlength=6) / label.size, rtol=1e-5)
+    assert not caplog.records
+    label_shares(slices, 8)
+    assert "has the values [6, 7]" in caplog.text
     with pytest.raises(ValueError, match=r"example_000.nii.gz holds the label value 4: 0 to 3 are expected"):
         label_shares(slices, 4)
 
