@@ -34,7 +34,7 @@ def test_the_served_mask_is_that_of_inference(written, run, tiny, inference_knob
     served = nibabel.load(file)
     knobs = {**inference_knobs, "output_dir": str(tmp_path / "out"), "dataset::data": [{"image": image}]}
     run(written, "inference.json", workflow_type="infer", **knobs)
-    ours = nibabel.load(tmp_path / "out" / "example_005" / "example_005_pred.nii.gz")
+    ours = nibabel.load(next((tmp_path / "out").rglob("example_005_pred.nii.gz")))
     np.testing.assert_array_equal(np.asarray(served.dataobj), np.asarray(ours.dataobj))
     np.testing.assert_allclose(served.affine, ours.affine, atol=1e-4)
 
