@@ -3,14 +3,16 @@
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 
 import numpy as np
 import torch
 from monai.transforms import Compose
 
 from medcl_monai.data.place import cache_folder
-from medcl_monai.files import file_hash, write_atomically
+from medcl_monai.files import volume_hash, write_atomically
 
 logger = logging.getLogger(__name__)
 DTYPES = {"image": np.float32, "label": np.uint8}
@@ -112,20 +114,6 @@ def root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def volume_hash(path: Path) -> str:
-    """sha256 of a file, or of all files of a DICOM series.
-
-    Raises:
-        ValueError: no such file.
-    """
-    if path.is_dir():
-        hashes = [file_hash(file) for file in sorted(path.iterdir()) if file.is_file()]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    return file_hash(path)
-
-
 def describe(transform: object) -> str:
     """Class names and settings of transforms as text that is the same in every process."""
     if transform is None or isinstance(transform, str | int | float | bool | bytes | type):
@@ -134,6 +122,15 @@ def describe(transform: object) -> str:
         return "{" + ",".join(f"{key}:{describe(value)}" for key, value in sorted(transform.items(), key=str)) + "}"
     if isinstance(transform, list | tuple | set):
         return "[" + ",".join(describe(value) for value in transform) + "]"
+    if isinstance(transform, torch.dtype | torch.device | np.dtype | np.generic):
+        return repr(transform)
+    if isinstance(transform, FunctionType):
+        bound = [cell.cell_contents for cell in transform.__closure__ or ()]
+        return describe([transform.__code__, transform.__defaults__, bound])
+    if isinstance(transform, CodeType):
+        return describe([transform.co_code, transform.co_names, transform.co_consts])
+    if isinstance(transform, partial):
+        return describe([transform.func, transform.args, transform.keywords])
     if isinstance(transform, np.ndarray | torch.Tensor):
         return repr(np.asarray(transform).tolist())
     name = f"{type(transform).__module__}.{type(transform).__qualname__}"

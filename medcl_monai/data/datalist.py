@@ -66,7 +66,7 @@ def find_volumes(
     name_of = _subject_names(folder, everything, subjects, subject_pattern)
     for entry in everything:
         entry.setdefault("subject", "")
-        entry["subject"] = str(entry["subject"]) or name_of(Path(entry["image"]))
+        entry["subject"] = str(entry["subject"] or "") or name_of(Path(entry["image"]))
     return Datalist(folder, **{name: tuple(part) for name, part in parts.items()}, structures=structures)
 
 
@@ -147,7 +147,7 @@ def _decathlon(folder: Path) -> tuple[dict[str, list[dict]], dict[str, str]]:
     parts: dict[str, list[dict]] = {"training": [], "validation": [], "test": []}
     for name in parts:
         for entry in _entries(content.get(name, []), file, name):
-            listed = {key: str((folder / entry[key]).resolve()) for key in ("image", "label") if entry.get(key)}
+            listed = {key: str(folder.absolute() / entry[key]) for key in ("image", "label") if entry.get(key)}
             # an unlabelled test or validation image can only serve pre-training
             part = name if "label" in listed else "training"
             parts[part].append({**listed, **({"subject": entry["subject"]} if "subject" in entry else {})})
@@ -177,6 +177,9 @@ def _pairs(folder: Path) -> list[dict[str, str]]:
     images = volumes_below(folder / "imagesTr")
     # nnU-Net numbers the channels of an image: case_0000.nii.gz has the label case.nii.gz
     name = {path: stem(path) if stem(path) in labels else stem(path).removesuffix("_0000") for path in images}
+    if others := [path for path in images if (own := re.fullmatch(r"(.+)_\d{4}", stem(path))) and own[1] in labels
+                  and name[path] not in labels]:
+        raise ValueError(f"{others[0]} is a further channel of an image: volumes of one channel are expected")
     if lonely := sorted(set(labels) - set(name.values())):
         raise FileNotFoundError(f"{folder}: labels without an image in imagesTr: {lonely[:3]}")
     return [{"image": str(path), **({"label": labels[name[path]]} if name[path] in labels else {})} for path in images]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from medcl_monai.data.datalist import Datalist, find_volumes
 from medcl_monai.data.example import example_population
-from medcl_monai.files import file_hash, write_atomically
+from medcl_monai.distributed import rank
+from medcl_monai.files import volume_files, volume_hash, write_atomically
 from medcl_monai.knobs import knob_types
 
 TEST_SHARE, VALIDATION_SHARE, LEAST_VALIDATION = 0.3, 0.1, 2
@@ -36,7 +37,9 @@ class Split:
     structures: dict[str, str]
 
     def write(self, path: str | Path) -> None:
-        """Write the lists as JSON beside a run."""
+        """Write the lists as JSON beside a run; nothing on other processes than the first."""
+        if rank() != 0:
+            return
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
         write_atomically(Path(path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
@@ -126,17 +129,22 @@ def nearest(number: float) -> int:
 def refuse_copies(pool: Sequence[dict[str, str]], held_out: Sequence[dict[str, str]]) -> None:
     """Raise ValueError if an image of the pool is, byte for byte, one that is held out.
 
-    Only files of equal size are read.
+    Only volumes of equal size are read.
     """
     sizes: dict[int, list[Path]] = {}
     for entry in held_out:
-        if (path := Path(entry["image"])).is_file():
-            sizes.setdefault(path.stat().st_size, []).append(path)
+        if (path := Path(entry["image"])).exists():
+            sizes.setdefault(_bytes(path), []).append(path)
     hashes: dict[Path, str] = {}
     for entry in pool:
         path = Path(entry["image"])
-        for other in sizes.get(path.stat().st_size, []) if path.is_file() else []:
-            for file in (path, other):
-                hashes.setdefault(file, file_hash(file) if file.exists() else "")
+        for other in sizes.get(_bytes(path), []) if path.exists() else []:
+            for volume in (path, other):
+                if volume not in hashes:
+                    hashes[volume] = volume_hash(volume)
             if hashes[path] == hashes[other]:
                 raise ValueError(f"{path} is the held-out image {other} (sha256 {hashes[path][:8]}…)")
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in volume_files(path))

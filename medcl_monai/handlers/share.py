@@ -55,18 +55,19 @@ class SharedWeights:
 
     def attach(self, engine: Engine) -> None:
         """Save when `engine` completes."""
-        if self.metric is not None:
-            stateful(engine)[f"best of {self.path.name}"] = self  # a resumed training keeps its best model
+        stateful(engine)[f"shared {self.path.name}"] = self  # a resumed training keeps its best model, and who was seen
         engine.add_event_handler(Events.STARTED, lambda _: self._look_back())
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, object]:
         """For a checkpoint."""
-        return {"best": self.best}
+        own = {digest(subject_of(entry)) for entry in self.data}
+        return {"best": self.best, "seen": sorted(own | self._look_back())}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """From a checkpoint."""
-        self.best = state["best"]
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """From a checkpoint: who was seen before it stays seen, whoever is seen now."""
+        self.best = float(state["best"])
+        self._seen_before = self._look_back() | set(state["seen"])
 
     def _look_back(self) -> set[str]:
         """Whom `start` has seen: asked once, before its file may be replaced by what is saved here."""

@@ -25,7 +25,8 @@ class ViewsPicture:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:
-        if engine.state.iteration != 1 and engine.state.optimizer_steps % self.interval:
+        step = engine.state.optimizer_steps
+        if engine.state.iteration % engine.accumulation or (step != 1 and step % self.interval):
             return
         views = engine.state.output[0]["views"]
         images = {name: view[: self.samples, 0] for name, view in views.items() if view.ndim > 2}

@@ -79,3 +79,20 @@ def test_an_empty_and_a_missing_folder_are_told_apart(tmp_path):
         find_volumes(tmp_path)
     with pytest.raises(FileNotFoundError, match="is no folder"):
         find_volumes(tmp_path / "nowhere")
+
+
+def test_an_absent_subject_is_the_file_s_name_and_links_keep_theirs(save, volume, tmp_path):
+    place = tmp_path / "set"
+    save(tmp_path / "store" / "MD5-data.nii.gz", *volume)
+    (place / "imagesTr").mkdir(parents=True)
+    for name in ("c0", "c1"):
+        (place / "imagesTr" / f"{name}.nii.gz").symlink_to(tmp_path / "store" / "MD5-data.nii.gz")
+    entries = [{"image": f"./imagesTr/{name}.nii.gz", "subject": None} for name in ("c0", "c1")]
+    (place / "dataset.json").write_text(json.dumps({"training": entries}), encoding="utf-8")
+    assert [entry["subject"] for entry in find_volumes(place).training] == ["c0", "c1"]
+
+
+def test_a_further_channel_is_refused_by_its_name(labelled, save, volume):
+    save(labelled / "imagesTr" / "scan_03_0001.nii.gz", *volume)
+    with pytest.raises(ValueError, match=r"scan_03_0001.nii.gz is a further channel"):
+        find_volumes(labelled)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import CastToTyped, Lambdad
 
 from medcl_monai.data.cache import VolumeCache, check_loaded, describe
 from medcl_monai.data.samplers import StreamSampler, foreground_weights, sample_loader
@@ -89,6 +90,11 @@ def test_the_cache_is_read_again_and_knows_the_transform(population, preprocessi
     assert VolumeCache(preprocessing(BOTH, 2.0), tmp_path)(entry) != first
     assert describe(preprocessing(BOTH)) == describe(preprocessing(BOTH))
     assert "0x" not in describe(preprocessing(BOTH))
+    assert describe(Lambdad("image", lambda x: x)) != describe(Lambdad("image", lambda x: x * 100))
+    factors = [Lambdad("image", lambda x, factor=factor: x * factor) for factor in (1, 2)]
+    assert describe(factors[0]) != describe(factors[1])
+    kinds = [CastToTyped("image", dtype) for dtype in (torch.float32, torch.uint8)]
+    assert describe(kinds[0]) != describe(kinds[1])
 
 
 def spoil(kind, image, label):

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medcl_monai.data.splits import nearest, ordered, split_dataset
+from medcl_monai.data.splits import nearest, ordered, refuse_copies, split_dataset
+from medcl_monai.files import volume_hash
 
 PAIRS = r"scan_(\d)"  # ten volumes a digit
 
@@ -86,3 +87,20 @@ def test_the_split_is_written_whole(labelled, tmp_path):
     split = split_dataset(labelled)
     split.write(tmp_path / "run" / "split.json")
     assert json.loads((tmp_path / "run" / "split.json").read_text())["test"] == split.test
+
+
+def test_a_copied_series_and_a_header_with_other_data_are_told_apart(save, volume, tmp_path):
+    """A volume is all its files: a held-out DICOM series copied is refused, equal MHD headers of other data are not."""
+    array, affine = volume
+    first = save(tmp_path / "a" / "series", array, affine)
+    copy = shutil.copytree(first, tmp_path / "b" / "series")
+    with pytest.raises(ValueError, match=r"is the held-out image"):
+        refuse_copies([{"image": str(first)}], [{"image": str(copy)}])
+    for name, values in (("c", array), ("d", array + 1)):
+        (tmp_path / name).mkdir()
+        values.T.tofile(tmp_path / name / "img.raw")
+        (tmp_path / name / "img.mhd").write_text(
+            "ObjectType = Image\nNDims = 3\nDimSize = 12 16 6\nElementType = MET_SHORT\nElementDataFile = img.raw\n"
+        )
+    refuse_copies([{"image": str(tmp_path / "c/img.mhd")}], [{"image": str(tmp_path / "d/img.mhd")}])
+    assert volume_hash(tmp_path / "c/img.mhd") != volume_hash(tmp_path / "d/img.mhd")

@@ -110,3 +110,16 @@ def test_what_is_no_manifest_and_no_metric_is_named(tmp_path):
         seen_subjects(tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"no metric 'dice' among \['mean_dice'\]"):
         run(SharedWeights(tmp_path / "model.pt", nn.Linear(1, 1), SEEN, metric="dice"), 0.5)
+
+
+def test_a_resumed_training_remembers_whom_it_has_seen(tmp_path):
+    """Whoever the data are after a resume: those before it were seen too."""
+    network = nn.Linear(2, 2)
+    before = SharedWeights(tmp_path / "w.pt", network, [{"image": "a.nii.gz", "subject": "ann"}])
+    after = SharedWeights(tmp_path / "w.pt", network, [{"image": "b.nii.gz", "subject": "bob"}])
+    after.load_state_dict(before.state_dict())
+    after.save()
+    for entry in ({"image": "a.nii.gz", "subject": "ann"}, {"image": "b.nii.gz", "subject": "bob"}):
+        with pytest.raises(ValueError, match="was trained on 1 of the subjects"):
+            check_unseen(tmp_path / "w.pt", [entry])
+    check_unseen(tmp_path / "w.pt", [{"image": "c.nii.gz", "subject": "cat"}])
