@@ -36,7 +36,7 @@ class SharedWeights:
         start: weights that training started from; the subjects of their record were seen too.
 
     Raises:
-        ValueError: at the end of the engine, if it has no such metric.
+        ValueError: at the end of the engine, if it has no such metric, or a tensor is not finite.
     """
 
     @knob_types
@@ -95,6 +95,8 @@ class SharedWeights:
         state = network.state_dict()
         names = state if self.names is None else self.names
         weights = {name: state[name].detach().cpu().clone() for name in names}
+        if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+            raise ValueError(f"{self.path} is not written: tensor {bad[0]!r} ({len(bad)} in all) is not finite")
         seen_before = self._look_back()
         write_atomically(self.path, lambda path: torch.save(weights, path))
         record_weights(self.path, self.data, seen_before)

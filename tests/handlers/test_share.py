@@ -123,3 +123,14 @@ def test_a_resumed_training_remembers_whom_it_has_seen(tmp_path):
         with pytest.raises(ValueError, match="was trained on 1 of the subjects"):
             check_unseen(tmp_path / "w.pt", [entry])
     check_unseen(tmp_path / "w.pt", [{"image": "c.nii.gz", "subject": "cat"}])
+
+
+def test_weights_that_are_not_finite_replace_nothing(tmp_path):
+    network = nn.Linear(2, 2)
+    weights = SharedWeights(tmp_path / "w.pt", network, [])
+    weights.save()
+    before = (tmp_path / "w.pt").read_bytes()
+    nn.init.constant_(network.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"w.pt is not written: tensor 'bias' \(1 in all\) is not finite"):
+        weights.save()
+    assert (tmp_path / "w.pt").read_bytes() == before
