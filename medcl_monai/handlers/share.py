@@ -61,8 +61,7 @@ class SharedWeights:
 
     def state_dict(self) -> dict[str, object]:
         """For a checkpoint."""
-        own = {digest(subject_of(entry)) for entry in self.data}
-        return {"best": self.best, "seen": sorted(own | self._look_back())}
+        return {"best": self.best, "seen": sorted(digests(self.data) | self._look_back())}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """From a checkpoint: who was seen before it stays seen, whoever is seen now."""
@@ -113,7 +112,7 @@ def record_weights(path: Path, data: Sequence[dict], seen_before: Iterable[str] 
     """
     manifest = path.parent / MANIFEST
     records = read_manifest(manifest)
-    seen = {digest(subject_of(entry)) for entry in data} | set(seen_before)
+    seen = digests(data) | set(seen_before)
     records[path.name] = {"sha256": file_hash(path), "subjects_seen": sorted(seen)}
     text = json.dumps(records, indent=1, sort_keys=True) + "\n"
     write_atomically(manifest, lambda aside: aside.write_text(text, encoding="utf-8"))
@@ -161,6 +160,11 @@ def read_manifest(path: Path) -> dict[str, dict]:
 def subject_of(entry: Mapping[str, str]) -> str:
     """Name of an entry's subject; the file's name where a client sends none, as MONAI Label does."""
     return str(entry.get("subject") or stem(Path(entry["image"])))
+
+
+def digests(data: Iterable[Mapping[str, str]]) -> set[str]:
+    """Digests of the subjects of entries."""
+    return {digest(subject_of(entry)) for entry in data}
 
 
 def digest(subject: str) -> str:

@@ -83,12 +83,15 @@ def test_resuming_a_finished_run_writes_what_the_kill_had_left_out(tmp_path):
     assert torch.equal(load(tmp_path / "last.pt")["weight"], before["weight"])
 
 
+def one_group_each(parameters, lr):
+    return torch.optim.SGD([{"params": [parameter]} for parameter in parameters], lr)
+
+
 def test_a_checkpoint_of_another_optimiser_or_with_a_flipped_bit_is_named(tmp_path, caplog):
     training(tmp_path, epochs=1, interval=2).run()
     newest = checkpoints(tmp_path / "checkpoints")[0]
-    groups = lambda parameters, lr: torch.optim.SGD([{"params": [p]} for p in parameters], lr)  # noqa: E731
     with pytest.raises(ValueError, match=f"{newest.name} is of another optimiser, loss or handler"):
-        training(tmp_path, resume=newest, optimizer=groups).run()
+        training(tmp_path, resume=newest, optimizer=one_group_each).run()
     weight = load(newest)["network"]["weight"].numpy().tobytes()
     content = newest.read_bytes()
     assert content.count(weight) == 1
@@ -101,8 +104,7 @@ def test_a_checkpoint_of_another_optimiser_or_with_a_flipped_bit_is_named(tmp_pa
 
 def test_the_network_of_a_failed_resume_is_as_it_was(tmp_path):
     training(tmp_path, epochs=1).run()
-    groups = lambda parameters, lr: torch.optim.SGD([{"params": [p]} for p in parameters], lr)  # noqa: E731
-    engine = training(tmp_path, optimizer=groups)
+    engine = training(tmp_path, optimizer=one_group_each)
     before = engine.network.weight.detach().clone()
     with pytest.raises(ValueError, match="another optimiser"):
         engine.restore(tmp_path / "checkpoints")
