@@ -31,6 +31,7 @@ from medcl_monai.tracking import Tracker
 from medcl_monai.transfer.load import Transfer, load_pretrained
 from medcl_monai.transforms.augmentation import augmentation
 from medcl_monai.transforms.dictionary import Spacingd, pixdim
+from medcl_monai.transforms.writing import VolumeWriter
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ __all__ = [
     "UnseenSubjects",
     "ViewsPicture",
     "VolumeDataset",
+    "VolumeWriter",
     "augmentation",
     "class_weights",
     "cosine",

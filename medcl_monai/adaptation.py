@@ -60,6 +60,6 @@ def _name_structures(path: Path, structures: Mapping[str, str]) -> None:
     metadata = json.loads(path.read_text(encoding="utf-8"))
     output = metadata["network_data_format"]["outputs"]["pred"]
     output["channel_def"] = {"0": "background", **structures}
-    output["num_channels"] = len(structures) + 1
+    output["num_channels"] = max(int(value) for value in structures) + 1
     text = json.dumps(metadata, indent=4, ensure_ascii=False) + "\n"
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))

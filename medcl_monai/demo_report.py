@@ -21,11 +21,13 @@ def report(output: Path, arms: tuple[str, str], split: Split, entry: dict[str, s
         split: says who the held-out subjects are.
         entry: the volume of the picture.
     """
-    names = list(split.structures.values())
     scores = {arm: subject_scores(output / arm / "test", split) for arm in arms}
     half = {arm: subject_scores(output / arm / "half", split) for arm in arms}
     lines = [f"{'Dice, mean over held-out subjects':34}{arms[0]:>12}{arms[1]:>12}{'difference':>12}"]
-    rows = [(name, *(np.nanmean(scores[arm][:, k]) for arm in arms)) for k, name in enumerate(names)]
+    rows = [
+        (name, *(np.nanmean(scores[arm][:, int(value) - 1]) for arm in arms))
+        for value, name in split.structures.items()
+    ]
     rows.append(("mean over structures", *(np.nanmean(scores[arm], axis=1).mean() for arm in arms)))
     rows.append(("the same at half of the steps", *(np.nanmean(half[arm], axis=1).mean() for arm in arms)))
     lines += [f"{name:34}{first:12.3f}{second:12.3f}{first - second:+12.3f}" for name, first, second in rows]

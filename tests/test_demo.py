@@ -28,6 +28,9 @@ def test_a_copy_of_a_bundle_takes_the_knobs_and_keeps_its_weights(tmp_path):
     output = metadata["network_data_format"]["outputs"]["pred"]
     assert output["channel_def"] == {"0": "background", **structures}
     assert output["num_channels"] == 3
+    adapt_bundle(ROOT / "bundles" / "jcl", folder, {"structures": {"2": "a", "5": "b"}})
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 6
     with pytest.raises(ValueError, match=r"no config has the knobs \['odd'\]"):
         adapt_bundle(ROOT / "bundles" / "jcl", tmp_path / "jcl", {"odd": 1})
     with pytest.raises(FileNotFoundError, match="is no bundle"):

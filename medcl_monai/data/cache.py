@@ -52,11 +52,12 @@ class VolumeCache:
 
 
 def check_loaded(entry: Mapping[str, str], transform: Callable[[dict], dict]) -> dict:
-    """The transformed entry, after checks of what was read.
+    """The transformed entry, after checks of what was read and of what became of it.
 
     Raises:
-        ValueError: a file cannot be read, the image holds NaN or infinity or one value only, the label lies on
-            another grid or holds values that are not whole numbers from 0 to 255.
+        ValueError: a file cannot be read, has not three axes and one channel; the image holds NaN or infinity, or one
+            value only, as read or as transformed; the label lies on another grid or holds values that are not whole
+            numbers from 0 to 255.
     """
     steps = transform.transforms if isinstance(transform, Compose) else [transform]
     data, checked = dict(entry), False
@@ -68,6 +69,8 @@ def check_loaded(entry: Mapping[str, str], transform: Callable[[dict], dict]) ->
                 if "label" in data:
                     _check_label(entry, data["image"], data["label"])
                 checked = True
+        if checked:
+            _check_contrast(entry["image"], data["image"], " after preprocessing (the percentile clip?)")
     except _RefusedError as error:
         raise ValueError(str(error)) from None
     except Exception as error:
@@ -83,10 +86,17 @@ class _RefusedError(ValueError):
 
 
 def _check_image(path: str, image: torch.Tensor) -> None:
+    if not (image.ndim == 3 or (image.ndim == 4 and 1 in (image.shape[0], image.shape[-1]))):
+        raise _RefusedError(f"{path} is {tuple(image.shape)}: three axes and one channel are expected")
     if not bool(torch.isfinite(image).all()):
         raise _RefusedError(f"{path} holds {int((~torch.isfinite(image)).sum())} values that are NaN or infinite")
+    _check_contrast(path, image)
+
+
+def _check_contrast(path: str, image: torch.Tensor, when: str = "") -> None:
     if float(image.min()) == float(image.max()):
-        raise _RefusedError(f"{path} holds the value {float(image.min()):g} only: an image with contrast is expected")
+        value = f"{float(image.min()):g}"
+        raise _RefusedError(f"{path} holds the value {value} only{when}: an image with contrast is expected")
 
 
 def _check_label(entry: Mapping[str, str], image: torch.Tensor, label: torch.Tensor) -> None:

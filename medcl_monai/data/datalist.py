@@ -1,6 +1,7 @@
 """From a folder to a list of entries: which volumes there are, which have labels, and whose they are."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,17 +72,21 @@ def find_volumes(
 
 
 def volumes_below(folder: Path) -> list[Path]:
-    """Volume files, and folders of one DICOM series, below a folder, in order; folders of labels are left out."""
-    found, candidates = [], {}
-    for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder).parts
-        if any(part.startswith(".") for part in below) or any(part.lower().startswith("labels") for part in below[:-1]):
-            continue
-        if path.is_file() and path.name.lower().endswith(SUFFIXES):
-            found.append(path)
-        elif path.is_file() and path.suffix.lower() in ("", ".dcm", ".ima"):
-            candidates.setdefault(path.parent, path)
-    found += [parent for parent, first in candidates.items() if _is_dicom(first) and one_series(parent)]
+    """Volume files, and folders of one DICOM series, below a folder, in order; folders of labels are left out.
+
+    Linked folders are followed, each folder is looked at once. DICOM is known by its content, whatever its name.
+    """
+    found, seen = [], {folder.resolve()}
+    for place, inner, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        inner[:] = [name for name in sorted(inner) if not name.startswith(".") and not name.lower().startswith("labels")
+                    and (here / name).resolve() not in seen]
+        seen |= {(here / name).resolve() for name in inner}
+        files = [here / name for name in names if not name.startswith(".")]
+        volumes = [path for path in files if path.name.lower().endswith(SUFFIXES)]
+        found += volumes
+        if any(_is_dicom(path) for path in files if path not in volumes) and one_series(here):
+            found.append(here)
     return sorted(found)
 
 
@@ -137,6 +142,8 @@ def results_root(dataset_dir: str | Path | None) -> str:
 
 
 def _is_dicom(path: Path) -> bool:
+    if path.name.upper() == "DICOMDIR" or not path.is_file():  # a table of contents, no slice
+        return False
     with path.open("rb") as file:
         return file.read(DICOM_MAGIC.stop)[DICOM_MAGIC] == b"DICM"
 

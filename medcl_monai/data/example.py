@@ -6,6 +6,7 @@ on them says nothing about clinical data.
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,7 @@ from medcl_monai.data.place import cache_folder
 from medcl_monai.files import write_atomically
 
 EXAMPLE_VERSION = 1
+ABANDONED = 600  # seconds; a volume is written in one
 STRUCTURES = {
     "1": "white matter",
     "2": "cortical grey",
@@ -100,6 +102,7 @@ def _make(folder: Path, generator: dict[str, object]) -> None:
     write = partial(_write, folder, seed, spacing)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+        _remove_remains(folder / part)
     if len(missing) > 8:
         with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
             list(tqdm(pool.map(write, missing), total=len(missing), desc="example volumes"))
@@ -109,6 +112,13 @@ def _make(folder: Path, generator: dict[str, object]) -> None:
     write_atomically(folder / "LICENSE.txt", lambda path: path.write_text(LICENCE, encoding="utf-8"))
     text = json.dumps(_description(generator), indent=1) + "\n"
     write_atomically(folder / "dataset.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _remove_remains(folder: Path) -> None:
+    """Delete what killed processes left half-written, and nothing that another one may be writing now."""
+    for path in folder.glob(".*.example_*.nii.gz"):
+        if time.time() - path.stat().st_mtime > ABANDONED:
+            path.unlink(missing_ok=True)
 
 
 def _whole(folder: Path, number: int, spacing: float) -> bool:

@@ -27,7 +27,7 @@ def label_shares(dataset: SliceDataset, num_classes: int) -> Float[Tensor, " cla
         if outside := np.nonzero(count[num_classes:])[0].tolist():
             raise ValueError(
                 f"{entry['label']} holds the label value {outside[0] + num_classes}: "
-                f"0 to {num_classes - 1} are expected ({num_classes - 1} structures)"
+                f"0 to {num_classes - 1} are expected (structures)"
             )
     voxels = np.sum(counts, axis=0)[:num_classes]
     if absent := np.nonzero(voxels == 0)[0].tolist():

@@ -54,9 +54,9 @@ def split_dataset(
 ) -> Split:
     """Split a data set by subject; the same seed and subjects give the same split, on every machine.
 
-    Where ``dataset.json`` has labelled validation and test lists, these are taken. Else subjects are ordered by the
-    sha256 of seed and name: 30 % test, 10 % and at least 2 validation, the rest is the pool. Small fractions are
-    inside larger ones. Subjects without any label belong to pre-training.
+    Where ``dataset.json`` has a labelled validation or test list, it is taken. What is missing is drawn from the other
+    labelled subjects, ordered by the sha256 of seed and name: 30 % of them test, 10 % and at least 2 validation, the
+    rest is the pool. Small fractions are inside larger ones. Subjects without any label belong to pre-training.
 
     Args:
         dataset_dir: see `find_volumes`; None: the example population.
@@ -67,8 +67,8 @@ def split_dataset(
 
     Raises:
         FileNotFoundError: see `find_volumes`.
-        ValueError: `label_fraction` out of range, fewer than 4 labelled subjects, a subject in two lists of
-            ``dataset.json``, or a test image that is also, byte for byte, an image of the pool.
+        ValueError: `label_fraction` out of range, too few labelled subjects (4 where no list is given), a subject in
+            two lists of ``dataset.json``, or a test image that is also, byte for byte, an image of the pool.
     """
     if not 0 < label_fraction <= 1:
         raise ValueError(f"label_fraction must be above 0, to 1, got {label_fraction}")
@@ -95,25 +95,27 @@ def split_dataset(
 
 
 def _held_out(listed: Datalist, seed: int) -> dict[str, set[str]]:
-    """Subjects of validation and test."""
-    given = {name: {entry["subject"] for entry in getattr(listed, name)} for name in ("validation", "test")}
-    if all(given.values()):
-        labelled = {entry["subject"] for entry in listed.training if "label" in entry}
-        if twice := (given["validation"] & given["test"]) | (labelled & (given["validation"] | given["test"])):
-            raise ValueError(f"{listed.folder / 'dataset.json'} has subjects in two lists: {sorted(twice)[:5]}")
-        return given
-    everyone = (*listed.training, *listed.validation, *listed.test)
-    labelled = ordered({entry["subject"] for entry in everyone if "label" in entry}, seed)
-    if not labelled:
-        return {"validation": set(), "test": set()}
-    test = max(1, nearest(TEST_SHARE * len(labelled)))
-    validation = max(LEAST_VALIDATION, nearest(VALIDATION_SHARE * len(labelled)))
-    if len(labelled) <= test + validation:
+    """Subjects of validation and test: the data set's own lists, and what these lack from the other labelled people."""
+    held = {name: {entry["subject"] for entry in getattr(listed, name)} for name in ("test", "validation")}
+    labelled = {entry["subject"] for entry in listed.training if "label" in entry}
+    if twice := (held["validation"] & held["test"]) | (labelled & (held["validation"] | held["test"])):
+        raise ValueError(f"{listed.folder / 'dataset.json'} has subjects in two lists: {sorted(twice)[:5]}")
+    if not labelled:  # nothing to train on: volumes for pre-training, or to be scored
+        return held
+    rest = ordered(labelled, seed)
+    wanted = {
+        "test": max(1, nearest(TEST_SHARE * len(rest))),
+        "validation": max(LEAST_VALIDATION, nearest(VALIDATION_SHARE * len(rest))),
+    }
+    drawn = {name: 0 if held[name] else number for name, number in wanted.items()}
+    if len(rest) <= sum(drawn.values()):
         raise ValueError(
-            f"{listed.folder}: {len(labelled)} labelled subjects leave none to train on beside {test} for test and "
-            f"{validation} for validation; at least 4 are needed"
+            f"{listed.folder}: {len(rest)} labelled subjects leave none to train on beside {drawn['test']} for test "
+            f"and {drawn['validation']} for validation; at least {sum(drawn.values()) + 1} are needed"
         )
-    return {"test": set(labelled[:test]), "validation": set(labelled[test : test + validation])}
+    for name, number in drawn.items():
+        held[name], rest = held[name] | set(rest[:number]), rest[number:]
+    return held
 
 
 def ordered(subjects: Iterable[str], seed: int) -> list[str]:

@@ -16,14 +16,15 @@ from medcl_monai.files import write_atomically
 from medcl_monai.knobs import knob_types
 
 logger = logging.getLogger(__name__)
+STEPPED = ("params", "lr", "initial_lr")  # of a parameter group: what a schedule moves, and the parameters
 UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
 
 
 class Checkpoints:
     """Writes the engine's state every `interval` optimiser steps and at the end; the newest `keep` files stay.
 
-    The state at the end of an epoch is written when the next one begins: whatever belongs to the epoch's end, as its
-    validation, is then in it, wherever this handler stands in the list.
+    The state after a step is written when the next batch is asked for: whatever belongs to the step or its epoch's
+    end, as the record of its losses or a validation, is then in it, wherever this handler stands in the list.
 
     Args:
         folder: of the files ``checkpoint_STEP.pt``.
@@ -43,16 +44,11 @@ class Checkpoints:
     def attach(self, engine: Engine) -> None:
         """Write during the run of `engine`, a `Trainer` or `Pretrainer`."""
         engine.add_event_handler(Events.STARTED, self._begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._at_step)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._at_interval)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._at_interval)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _begin(self, engine: Engine) -> None:
         self._last = engine.state.optimizer_steps  # nothing to write before the first step, nor what was just read
-
-    def _at_step(self, engine: Engine) -> None:
-        if engine.state.iteration % engine.state.epoch_length:
-            self._at_interval(engine)
 
     def _at_interval(self, engine: Engine) -> None:
         if engine.state.optimizer_steps % self.interval == 0:
@@ -78,6 +74,7 @@ def snapshot(trainer: Engine) -> dict[str, object]:
     """State of a `Trainer`, its handlers and those of its validation, at the end of an optimiser step."""
     state = {
         "iteration": trainer.state.iteration,
+        "accumulation": trainer.accumulation,
         "optimizer_steps": trainer.state.optimizer_steps,
         "network": trainer.bare_network.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
@@ -94,11 +91,16 @@ def restore(trainer: Engine, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        ValueError: it is of another network, optimiser or loss, or no checkpoint.
+        ValueError: it is of another network, optimiser, loss or accumulation, or no checkpoint.
     """
     path, state = load_checkpoint(path, trainer.bare_network.state_dict())
+    if state.get("accumulation", trainer.accumulation) != trainer.accumulation:
+        raise ValueError(
+            f"{path} was written with accumulation={state['accumulation']}, this run has {trainer.accumulation}: "
+            "its batches would not add up to the same steps"
+        )
     try:
-        trainer.optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(trainer.optimizer, state["optimizer"], path)
         if isinstance(trainer.loss_function, nn.Module):
             trainer.loss_function.load_state_dict(state["loss"])
         for name, part in _parts(trainer).items():
@@ -112,6 +114,16 @@ def restore(trainer: Engine, path: str | Path) -> None:
     trainer.state.iteration, trainer.state.optimizer_steps = state["iteration"], state["optimizer_steps"]
     trainer.state.epoch = trainer.state.iteration // trainer.state.epoch_length
     trainer.logger.info("resumed %s at step %s", path, trainer.state.optimizer_steps)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
+    """Take over moments and step counts; settings, as weight decay, stay those of this run."""
+    wanted = [{name: value for name, value in group.items() if name not in STEPPED} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, wanted, strict=True):
+        if changed := sorted(name for name, value in settings.items() if group.get(name, value) != value):
+            logger.warning("%s: %s are taken from this run, not from the checkpoint", path, changed)
+        group.update(settings)
 
 
 def _engines(trainer: Engine) -> list[Engine]:

@@ -15,7 +15,7 @@ class Schedule:
 
     The length is taken anew whenever the engine starts: (max_epochs - epoch) × epoch_length iterations. So whoever
     changes the number of epochs (MONAI Label), or runs the engine round after round (a federation), gets a whole
-    schedule each time. A resumed run keeps the start of its schedule.
+    schedule each time. A resumed run keeps the start of its schedule; its full learning rates are the optimiser's.
 
     Args:
         optimizer: whose groups are scaled; their learning rates at this moment are the full ones.
@@ -52,11 +52,11 @@ class Schedule:
 
     def state_dict(self) -> dict[str, object]:
         """For a checkpoint."""
-        return {"start": self.start, "full": self.full}
+        return {"start": self.start}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """From a checkpoint: the next start of the engine goes on with this schedule."""
-        self.start, self.full, self._restored = state["start"], list(state["full"]), True
+        self.start, self._restored = state["start"], True
 
     def _begin(self, engine: Engine) -> None:
         if not self._restored:

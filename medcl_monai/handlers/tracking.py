@@ -30,13 +30,23 @@ class TrainingTracker:
 
     def attach(self, engine: Engine) -> None:
         """Follow `engine`, a `Trainer` or `Pretrainer`."""
-        stateful(engine)["tracker"] = self.tracker
+        stateful(engine)["tracker"] = self
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._send)
         engine.add_event_handler(Events.COMPLETED, self._end)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint. What is kept is sent first: the losses before it are not measured again after a resume."""
+        self._send_steps()
+        self.tracker.flush()
+        return self.tracker.state_dict()
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """From a checkpoint."""
+        self.tracker.load_state_dict(state)
 
     def _begin(self, engine: Engine) -> None:
         if not tracked_by_monai(engine):
@@ -64,11 +74,14 @@ class TrainingTracker:
                 state.figures.clear()
         state.pictures.clear()
 
-    def _send(self, engine: Engine) -> None:
+    def _send_steps(self) -> None:
         for step, batches, values in self._kept:
             means = {name: sum(float(batch[name]) for batch in batches) / len(batches) for name in batches[0]}
             self.tracker.log({**means, **values}, step)
         self._kept.clear()
+
+    def _send(self, engine: Engine) -> None:
+        self._send_steps()
         if self._samples:
             rate = self._samples * world_size() / max(self._seconds, 1e-9)
             self.tracker.log({"samples_per_second": rate, "epoch": engine.state.epoch}, engine.state.optimizer_steps)

@@ -80,13 +80,15 @@ def test_inference_from_a_zip_gives_a_label_map_on_the_image_s_own_grid(trained,
     turned = nibabel.Nifti1Image(np.asarray(image.dataobj)[::-1, :, 3:], image.affine @ np.diag([-1, 1, 1, 1]))
     (tmp_path / "in").mkdir()
     nibabel.save(turned, tmp_path / "in" / "turned.nii.gz")
+    nibabel.save(turned.slicer[:, :, 9:10], tmp_path / "in" / "slice.nii.gz")
     root = tmp_path / "elsewhere" / trained.name
     knobs = {**inference_knobs, "dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out")}
     run(root, "inference.json", workflow_type="infer", **knobs)
-    found = nibabel.load(tmp_path / "out" / "turned" / "turned_pred.nii.gz")
-    assert found.shape == turned.shape
-    np.testing.assert_allclose(found.affine, turned.affine, atol=1e-4)
-    assert set(np.unique(np.asarray(found.dataobj))) <= set(range(6))
+    for name, given in (("turned", turned), ("slice", turned.slicer[:, :, 9:10])):
+        found = nibabel.load(tmp_path / "out" / name / f"{name}_pred.nii.gz")
+        assert found.shape == given.shape
+        np.testing.assert_allclose(found.affine, given.affine, atol=1e-4)
+        assert set(np.unique(np.asarray(found.dataobj))) <= set(range(6))
 
 
 def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, tmp_path):
@@ -184,6 +186,13 @@ def test_from_scratch_is_from_scratch(trained, run, tiny, training_knobs):
     kernels = [name for name in shared if name.endswith("conv.weight")]
     assert all(torch.equal(carried[name], shared[name]) for name in kernels)
     assert not any(torch.equal(scratch[name], shared[name]) for name in kernels)
+
+
+def test_label_values_need_not_be_consecutive(trained, run, tiny, training_knobs):
+    """A class for each value up to the largest: label maps keep their values."""
+    knobs = {**tiny, **training_knobs, "structures": {"1": "a", "3": "b", "7": "c"}}
+    workflow = run(trained, "train.json", only_parse=True, **knobs)
+    assert workflow.parser.get_parsed_content("num_classes") == 8
 
 
 def test_the_three_dimensional_knobs_run(trained, run, tiny, training_knobs, tmp_path):

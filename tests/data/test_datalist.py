@@ -96,3 +96,24 @@ def test_a_further_channel_is_refused_by_its_name(labelled, save, volume):
     save(labelled / "imagesTr" / "scan_03_0001.nii.gz", *volume)
     with pytest.raises(ValueError, match=r"scan_03_0001.nii.gz is a further channel"):
         find_volumes(labelled)
+
+
+def test_dicom_is_known_by_its_content_beside_whatever_else_lies_there(save, volume, tmp_path):
+    """Names that are UIDs, a licence among the slices, a DICOMDIR above and beside them."""
+    series = save.dicom(tmp_path / "disc" / "ser", *volume, "1.2.3.4")
+    for number, path in enumerate(sorted(series.iterdir())):
+        path.rename(series / f"1.2.840.113619.2.5000{number}")
+    (series / "LICENSE").write_text("free")
+    for place in (series, tmp_path / "disc"):
+        (place / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (entry,) = find_volumes(tmp_path).training
+    assert entry == {"image": str(series), "subject": "ser"}
+    np.testing.assert_allclose(np.asarray(LOAD({"image": entry["image"]})["image"])[0], volume[0])
+
+
+def test_linked_folders_are_followed_once(save, volume, tmp_path):
+    save(tmp_path / "store" / "a.nii.gz", *volume)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "loop").symlink_to(tmp_path / "set")
+    assert [entry["subject"] for entry in find_volumes(tmp_path / "set").training] == ["a"]

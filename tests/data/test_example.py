@@ -1,7 +1,9 @@
 import json
+import os
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -123,10 +125,13 @@ def test_a_broken_off_population_is_completed_and_whole_files_stay(population, t
     whole = cut.read_bytes()
     cut.write_bytes(whole[:100])
     (folder / "imagesTr/example_003.nii.gz").unlink()
+    for age, name in ((10_000, ".7.example_003.nii.gz"), (0, ".8.example_003.nii.gz")):
+        (folder / "imagesTr" / name).write_bytes(whole[:50])
+        os.utime(folder / "imagesTr" / name, (time.time() - age,) * 2)
     example_population(folder, subjects=6, spacing=4.0)
     assert kept.stat().st_mtime_ns == before
     assert cut.read_bytes() == whole
-    assert not list(folder.rglob(".*"))
+    assert [path.name for path in folder.rglob(".*")] == [".8.example_003.nii.gz"]  # another process may write it now
     done = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     example_population(folder, subjects=6, spacing=4.0)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == done

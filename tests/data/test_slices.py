@@ -110,17 +110,27 @@ def spoil(kind, image, label):
         regions = regions[:-1]
     elif kind == "0.5: whole numbers":
         regions[0, 0, 0] = 0.5
+    elif kind == "three axes and one channel":
+        values = np.stack([values, values], -1)
+    elif kind == "one channel are expected":
+        values = values[:, :, 0]
+    elif kind == "only after preprocessing":
+        values[:] = 7
+        values[3, 3, 3] = 8
     return nibabel.Nifti1Image(values, image.affine), nibabel.Nifti1Image(regions, affine)
 
 
-@pytest.mark.parametrize("kind", ["NaN", "value 7 only", "another grid", "voxels, its image", "0.5: whole numbers"])
+@pytest.mark.parametrize("kind", [
+    "NaN", "value 7 only", "another grid", "voxels, its image", "0.5: whole numbers", "three axes and one channel",
+    "one channel are expected", "only after preprocessing",
+])
 def test_what_cannot_be_trained_on_is_named(population, preprocessing, tmp_path, kind):
     entry = split_dataset(population).training[0]
     loaded = [nibabel.load(entry[key]) for key in BOTH]
     bad = {key: str(tmp_path / f"{key}.nii.gz") for key in BOTH}
     for key, volume in zip(BOTH, spoil(kind, *loaded), strict=True):
         nibabel.save(volume, bad[key])
-    with pytest.raises(ValueError, match=kind):
+    with pytest.raises(ValueError, match=rf"(image|label)\.nii\.gz.*{kind}"):
         SliceDataset([bad], preprocessing(BOTH), (48, 48), cache_dir=tmp_path)
     with pytest.raises(ValueError, match=kind):
         VolumeDataset([bad], preprocessing(BOTH))[0]

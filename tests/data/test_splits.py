@@ -63,6 +63,16 @@ def test_given_lists_are_taken_and_a_subject_in_two_is_refused(population):
         split_dataset(copy)
 
 
+def test_a_labelled_test_list_stays_the_test_set_where_validation_is_not_given(labelled):
+    entries = [{key: f"{key}sTr/scan_{k:02d}.nii.gz" for key in ("image", "label")} for k in range(20)]
+    (labelled / "dataset.json").write_text(json.dumps({"training": entries[:16], "test": entries[16:]}))
+    split = split_dataset(labelled)
+    assert people(split.test) == {f"scan_{k}" for k in range(16, 20)}
+    assert [len(part) for part in (split.pretraining, split.training, split.validation)] == [14, 14, 2]
+    (labelled / "dataset.json").write_text(json.dumps({"test": entries}))
+    assert len(split_dataset(labelled).test) == 20
+
+
 def test_a_held_out_image_under_another_name_is_found(labelled):
     split = split_dataset(labelled)
     shutil.copy(split.test[0]["image"], labelled / "imagesTr" / "unlabelled.nii.gz")
@@ -87,6 +97,12 @@ def test_the_split_is_written_whole(labelled, tmp_path):
     split = split_dataset(labelled)
     split.write(tmp_path / "run" / "split.json")
     assert json.loads((tmp_path / "run" / "split.json").read_text())["test"] == split.test
+
+
+def test_one_process_of_several_writes_the_split(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr("medcl_monai.data.splits.rank", lambda: 1)
+    split_dataset(labelled).write(tmp_path / "split.json")
+    assert not (tmp_path / "split.json").exists()
 
 
 def test_a_copied_series_and_a_header_with_other_data_are_told_apart(save, volume, tmp_path):

@@ -111,6 +111,20 @@ def test_the_network_of_a_failed_resume_is_as_it_was(tmp_path):
     assert torch.equal(before, engine.network.weight)
 
 
+def test_a_resumed_training_has_its_own_settings_and_never_another_accumulation(tmp_path, caplog):
+    training(tmp_path, epochs=1).run()
+
+    def decayed(parameters, lr):
+        return torch.optim.SGD(parameters, lr, weight_decay=0.5)
+
+    engine = training(tmp_path, optimizer=decayed, resume=tmp_path / "checkpoints")
+    engine.run()
+    assert engine.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert "['weight_decay'] are taken from this run" in caplog.text
+    with pytest.raises(ValueError, match=r"checkpoint_16.pt was written with accumulation=1, this run has 2"):
+        training(tmp_path, accumulation=2, resume=tmp_path / "checkpoints").run()
+
+
 @pytest.mark.parametrize("knobs", [{"interval": 0}, {"interval": 1, "keep": 0}])
 def test_impossible_knobs_are_named(tmp_path, knobs):
     with pytest.raises(ValueError, match="must be at least 1"):

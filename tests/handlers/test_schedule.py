@@ -79,6 +79,14 @@ def test_a_resumed_run_goes_on_with_its_schedule(tmp_path, stop):
     assert again.rates[8 - stop:] == whole.rates
 
 
+def test_a_resumed_run_takes_its_own_learning_rate(tmp_path):
+    training([Checkpoints(tmp_path, 1)], epochs=1).run()
+    whole, again = training(lr=0.1), training(lr=0.1, resume=tmp_path)
+    whole.run()
+    again.run()
+    assert again.rates == whole.rates[4:]
+
+
 @pytest.mark.parametrize("warm_up", [-0.1, 1.0])
 def test_an_impossible_warm_up_is_named(warm_up):
     with pytest.raises(ValueError, match=f"0 up to 1, got {warm_up}"):

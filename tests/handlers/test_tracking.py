@@ -14,6 +14,7 @@ from monai.handlers import ValidationHandler
 from torch import nn
 
 from medcl_monai.engines import Trainer
+from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.tracking import EvaluationTracker, TrainingTracker
 from medcl_monai.mlflow_store import prepare_store
 from medcl_monai.tracking import Tracker, replay
@@ -186,6 +187,29 @@ def test_monais_own_tracking_leaves_exactly_one_finished_run(tmp_path):
     client, (run,) = runs(tmp_path)
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "train_loss")) == 8
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_after_a_hard_kill_and_a_resume_every_step_has_its_loss(tmp_path, first):
+    """Wherever the checkpoints' handler stands; a hard kill sends nothing more, as a handler that is gone."""
+    def engine(**knobs):
+        record, saver = tracker(tmp_path), Checkpoints(tmp_path / "checkpoints", 3)
+        made = training(record, handlers=[saver] if first else (), **knobs)
+        if not first:
+            saver.attach(made)
+        return record, made
+
+    record, killed = engine()
+
+    @killed.on(Events.GET_BATCH_COMPLETED(once=3))
+    def kill(engine):
+        record.active = False
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    engine(resume=tmp_path / "checkpoints")[1].run()
+    assert [step for step, _ in history(tmp_path, "loss")] == list(range(1, 9))
 
 
 def test_a_process_that_ends_in_the_middle_leaves_no_running_run(tmp_path):
