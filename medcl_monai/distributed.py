@@ -57,16 +57,22 @@ def local_device() -> torch.device:
     return torch.device("cpu")
 
 
-def distribute(network: nn.Module, device: torch.device) -> nn.Module:
+def distribute(network: nn.Module, device: torch.device, broadcast_buffers: bool = True) -> nn.Module:
     """The network on its device, wrapped for several processes; batch norm is synchronised on CUDA.
 
     torch.nn.SyncBatchNorm refuses CPU tensors: with gloo the batch statistics are per process.
+
+    Args:
+        network: to be wrapped.
+        device: of this process.
+        broadcast_buffers: send the first process's buffers to all before each forward pass. Off for pre-training,
+            where nothing reads running statistics and a queue would be sent each time.
     """
     device = torch.device(device)
     if device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network.to(device), device_ids=devices)
+    return DistributedDataParallel(network.to(device), device_ids=devices, broadcast_buffers=broadcast_buffers)
 
 
 def gather(x: Tensor) -> Tensor:
@@ -80,6 +86,26 @@ def gather(x: Tensor) -> Tensor:
 def total(x: Tensor) -> Tensor:
     """Sum over all processes, whose backward is a sum as well. Without a group: `x` itself."""
     return _Total.apply(x) if world_size() > 1 else x
+
+
+def mean_over_processes(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of the rows of all processes, such that the mean over processes of the gradients is its gradient.
+
+    Args:
+        values: one per row, (N, …).
+        weights: of the same shape, 0 or 1: which count. If none does anywhere, the mean is 0.
+    """
+    weights = torch.ones_like(values) if weights is None else weights.to(values)
+    count = total(weights.sum().detach()).clamp(min=1)
+    return (values * weights).sum() * world_size() / count
+
+
+def from_first(x: Tensor) -> Tensor:
+    """The first process's values, on all processes; `x` is on the CPU and changes in place."""
+    if world_size() > 1:
+        x = x.to(local_device()) if dist.get_backend() == "nccl" else x
+        dist.broadcast(x, 0)
+    return x
 
 
 class _Gather(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from monai.networks.nets import BasicUNet
 from torch import Tensor
 
-from medcl_monai.networks.encode import encode
+from medcl_monai.networks.encode import decode, encode
 
 STAGES = 4
 ENCODER = ("conv_0.", "down_1.", "down_2.", "down_3.", "down_4.")
@@ -18,19 +18,9 @@ def _(backbone: BasicUNet, x: Tensor) -> list[Tensor]:
     return maps
 
 
-def decode(unet: BasicUNet, maps: list[Tensor], stages: int | None = None) -> Tensor:
-    """Decoder map after the first `stages` stages, each with its skip.
-
-    ``unet.final_conv(decode(unet, encode(unet, x)))`` equals ``unet(x)`` bit for bit.
-
-    Args:
-        unet: the network.
-        maps: what `encode` returns, five maps.
-        stages: 0 (the bottleneck itself) to 4; None is all.
-
-    Raises:
-        ValueError: `stages` out of range.
-    """
+@decode.register
+def _(unet: BasicUNet, maps: list[Tensor], stages: int | None = None) -> Tensor:
+    # unet.final_conv of all stages is unet itself, bit for bit
     x = maps[-1]
     decoder = (unet.upcat_4, unet.upcat_3, unet.upcat_2, unet.upcat_1)
     for stage, skip in zip(decoder[: check_stages(STAGES if stages is None else stages)], maps[-2::-1], strict=False):

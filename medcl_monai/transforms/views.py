@@ -54,6 +54,49 @@ def random_warp(
     return torch.cat([matrix, shift[:, :, None]], dim=2).float()
 
 
+def random_crop_warp(
+    batch: int,
+    size: Sequence[int],
+    area_range: Sequence[float],
+    aspect: float,
+    rotation: float,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "batch axes columns"]:
+    """Random warps (B, D, D + 1) whose views are rotated crops of the sample, as ``affine_grid`` takes them.
+
+    A crop has `area_range` of the sample's area (3D: volume); before its rotation about its own centre it lies inside.
+
+    Args:
+        batch: number of samples.
+        size: of the samples, 2 or 3 sides; a rotation is one of their pixel grid.
+        area_range: smallest and largest share of the sample's area, above 0 to 1.
+        aspect: largest ratio of two of a crop's sides, each as a share of the sample's, 1 and up.
+        rotation: degrees, each way; in 3D about each axis.
+        generator: of the random numbers; None: torch's own, on the CPU.
+
+    Raises:
+        ValueError: a range is impossible, or `size` has not 2 or 3 sides.
+    """
+    dims, (low, high) = len(size), area_range
+    if dims not in (2, 3):
+        raise ValueError(f"random_crop_warp: size {tuple(size)} must have 2 or 3 sides")
+    if not 0 < low <= high <= 1 or aspect < 1 or rotation < 0:
+        raise ValueError(
+            f"random_crop_warp: area_range {tuple(area_range)} must be ascending, above 0 to 1, "
+            f"aspect {aspect} 1 or more, rotation {rotation} 0 or more"
+        )
+    turns = 1 if dims == 2 else 3
+    numbers = torch.rand(batch, turns + 1 + 2 * dims, generator=generator, dtype=torch.float64)
+    signed = 2 * numbers - 1
+    angles, stretch, place = signed[:, :turns], signed[:, turns : turns + dims], signed[:, turns + dims : -1]
+    stretch = (stretch - stretch.mean(1, keepdim=True)) * math.log(aspect) / 2
+    share = (low + numbers[:, -1:] * (high - low)) ** (1 / dims)
+    sides = (share * stretch.exp()).clamp(max=1)
+    half = torch.tensor(list(size)[::-1], dtype=torch.float64) / 2  # pixels per unit of each coordinate
+    matrix = rotation_matrix(angles * math.radians(rotation)) * half / half[:, None] * sides[:, None]
+    return torch.cat([matrix, (place * (1 - sides))[:, :, None]], dim=2).float()
+
+
 def rotation_matrix(angles: Float[Tensor, "batch turns"]) -> Float[Tensor, "batch axes axes"]:
     """Rotations by one angle (2D) or by three, about x, y, z in turn (3D), in radians; coordinates are (x, y[, z])."""
     cos, sin = angles.cos(), angles.sin()

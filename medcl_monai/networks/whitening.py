@@ -1,0 +1,180 @@
+"""Whitening of feature maps: channels without correlation, as a layer."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from medcl_monai.distributed import from_first, total, world_size
+from medcl_monai.knobs import knob_types
+
+logger = logging.getLogger(__name__)
+NEWTON_STEPS = 22  # enough for a condition of g / eps with the default ridge; a fixed count asks the device nothing
+SMALLEST = 1e-12  # eigenvalue
+
+
+def inverse_root_eigh(matrices: Float[Tensor, "*batch g g"]) -> Float[Tensor, "*batch g g"]:
+    r"""Σ^(-1/2) of symmetric positive matrices by eigenvalues, with a backward of its own.
+
+    With :math:`\Sigma = U \mathrm{diag}(r^2) U^\top` and the upstream gradient G, the formula of Daleckii and Krein:
+    :math:`d\Sigma = \mathrm{sym}(U ((U^\top G U) \circ K) U^\top),\ K_{ij} = -1 / (r_i r_j (r_i + r_j))`. It is finite
+    at repeated eigenvalues, where the gradient of ``torch.linalg.eigh`` is NaN.
+
+    Raises:
+        ValueError: the eigenvalues cannot be had, as those of NaN.
+    """
+    return _InverseRoot.apply(matrices)
+
+
+def inverse_root_newton(
+    matrices: Float[Tensor, "*batch g g"], steps: int = NEWTON_STEPS
+) -> Float[Tensor, "*batch g g"]:
+    """Σ^(-1/2) of symmetric positive matrices by products alone: the coupled Newton-Schulz iteration.
+
+    Guo and Higham 2006, SIAM J. Matrix Anal. Appl. 28(3): only the coupled form is stable; IterNorm (Huang et al. 2019,
+    https://arxiv.org/abs/1904.03441) uses the other one.
+
+    Args:
+        matrices: (…, g, g).
+        steps: of the iteration; 22 suffice for a condition of g / 1e-4.
+    """
+    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    norm = matrices.flatten(-2).norm(dim=-1)[..., None, None]
+    y, z = matrices / norm, eye.expand_as(matrices)
+    for _ in range(steps):
+        turn = 1.5 * eye - 0.5 * z @ y
+        y, z = y @ turn, turn @ z
+    return z / norm.sqrt()
+
+
+class WhitenZCA(nn.Module):
+    r"""ZCA whitening of channels over batch and positions, in groups: :math:`Y = (\Sigma + \rho I)^{-1/2} (X - \mu)`.
+
+    Huang et al. 2018 (Decorrelated Batch Normalization, https://arxiv.org/abs/1804.08450), with the ridge
+    :math:`\rho = \epsilon\, \mathrm{tr}(\Sigma)/g + \text{floor}`, which keeps the gradient of collapsed features finite.
+    No scale and no shift. In training Σ and μ are those of the batch, over all processes; in `eval` the running ones
+    (the covariance is averaged, never its root). All numbers leave autocast and are fp32 at least.
+
+    Args:
+        channels: of the maps.
+        group_size: channels that are decorrelated together; divides `channels`. A batch needs twice as many samples
+            (batch × positions, of all processes), four times are better.
+        eps: ridge relative to the mean variance of a group, 0 or more.
+        floor: ridge in squared units of the features, 0 or more.
+        momentum: share of a batch in the running statistics, 0 to 1.
+        inverse_root: `inverse_root_eigh` or `inverse_root_newton`.
+        shuffle_groups: fresh random groups in every batch (Hua et al. 2021, https://arxiv.org/abs/2105.00470).
+
+    Raises:
+        ValueError: a number out of range; in `forward`: too few samples.
+    """
+
+    @knob_types
+    def __init__(
+        self,
+        channels: int,
+        group_size: int = 64,
+        eps: float = 1e-4,
+        floor: float = 1e-6,
+        momentum: float = 0.1,
+        inverse_root: Callable[[Tensor], Tensor] = inverse_root_eigh,
+        shuffle_groups: bool = False,
+    ) -> None:
+        super().__init__()
+        if group_size < 1 or channels % group_size:
+            raise ValueError(f"WhitenZCA: group_size {group_size} must divide the {channels} channels")
+        if eps < 0 or floor < 0 or not 0 <= momentum <= 1:
+            raise ValueError(f"WhitenZCA: eps {eps} and floor {floor} must be 0 or more, momentum {momentum} 0 to 1")
+        self.channels, self.group_size, self.eps, self.floor = channels, group_size, eps, floor
+        self.momentum, self.inverse_root, self.shuffle_groups = momentum, inverse_root, shuffle_groups
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_covariance", torch.eye(group_size).repeat(channels // group_size, 1, 1))
+        self._warned = False
+
+    def forward(self, x: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
+        """Whitened maps (B, C, *S) or embeddings (B, C)."""
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, 0).flatten(1)
+            if not self.training:
+                white = self._whiten(rows - self.running_mean.to(rows)[:, None], self.running_covariance.to(rows))
+            else:
+                white = self._by_batch(rows, x.shape)
+            return white.unflatten(1, (len(x), *x.shape[2:])).movedim(0, 1)
+
+    def fold(self, spatial_dims: int) -> nn.Module:
+        """The layer with its running statistics as a grouped convolution, 1 wide: for deployment or a linear probe."""
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_dims - 1]
+        groups = self.channels // self.group_size
+        layer = convolution(self.channels, self.channels, 1, groups=groups).to(self.running_mean)
+        with torch.no_grad():
+            root = self.inverse_root(self._ridged(self.running_covariance))
+            layer.weight.copy_(root.reshape(layer.weight.shape))
+            layer.bias.copy_(-(root @ self.running_mean.reshape(groups, -1, 1)).flatten())
+        return layer
+
+    def _by_batch(self, rows: Float[Tensor, "channels samples"], shape: torch.Size) -> Float[Tensor, "channels samples"]:
+        # one collective for the count and the sums
+        sums = total(torch.cat([rows.sum(1), rows.new_tensor([rows.shape[1]])]))
+        samples = sums[-1].detach()
+        self._check(int(samples) if world_size() > 1 else rows.shape[1], shape)
+        mean = sums[:-1] / samples
+        centred = rows - mean[:, None]
+        covariance = self._covariance(centred, samples)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_covariance.lerp_(covariance.to(self.running_covariance), self.momentum)
+        if not self.shuffle_groups:
+            return self._whiten(centred, covariance)
+        order = from_first(torch.randperm(self.channels)).to(rows.device)
+        shuffled = centred[order]
+        return self._whiten(shuffled, self._covariance(shuffled, samples))[order.argsort()]
+
+    def _covariance(self, centred: Float[Tensor, "channels samples"], samples: Tensor) -> Float[Tensor, "groups g g"]:
+        grouped = centred.unflatten(0, (-1, self.group_size))
+        return total(grouped @ grouped.mT) / samples
+
+    def _whiten(
+        self, centred: Float[Tensor, "channels samples"], covariance: Float[Tensor, "groups g g"]
+    ) -> Float[Tensor, "channels samples"]:
+        root = self.inverse_root(self._ridged(covariance))
+        return (root @ centred.unflatten(0, (-1, self.group_size))).flatten(0, 1)
+
+    def _ridged(self, covariance: Float[Tensor, "groups g g"]) -> Float[Tensor, "groups g g"]:
+        variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
+        ridge = self.eps * variance + self.floor
+        eye = torch.eye(self.group_size, dtype=covariance.dtype, device=covariance.device)
+        return (covariance + covariance.mT) / 2 + ridge[:, None, None] * eye
+
+    def _check(self, samples: int, shape: torch.Size) -> None:
+        g = self.group_size
+        positions = " x ".join(map(str, shape[2:])) or "1"
+        if samples < 2 * g:
+            raise ValueError(
+                f"WhitenZCA: {samples} samples ({shape[0]} x {positions} positions) cannot whiten groups of {g}: at "
+                f"least {2 * g} are needed, {4 * g} are better; lower group_size or key_splits, or raise the batch"
+            )
+        if samples < 4 * g and not self._warned:
+            self._warned = True
+            logger.warning("WhitenZCA: %d samples for groups of %d are few, %d are better", samples, g, 4 * g)
+
+
+class _InverseRoot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, matrices: Tensor) -> Tensor:
+        try:
+            values, vectors = torch.linalg.eigh(matrices)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(f"the features to be whitened have no covariance (NaN or infinite?): {error}") from error
+        root = values.clamp(min=SMALLEST).sqrt()
+        ctx.save_for_backward(root, vectors)
+        return (vectors / root[..., None, :]) @ vectors.mT
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        root, vectors = ctx.saved_tensors
+        rows, columns = root[..., :, None], root[..., None, :]
+        inner = vectors.mT @ gradient @ vectors / -(rows * columns * (rows + columns))
+        outer = vectors @ inner @ vectors.mT
+        return (outer + outer.mT) / 2

@@ -1,0 +1,92 @@
+"""Changes of intensity in batches on the device; parameters are drawn on the CPU, apart from their application."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def gamma(
+    x: Float[Tensor, "batch channels *size"], amount: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "batch channels *size"]:
+    """Power of images in [0, 1], its exponent exp(U(-amount, amount)) of each sample; other values are clamped.
+
+    Args:
+        x: images (B, C, *S).
+        amount: 0 (returns `x` itself) and up.
+        generator: of the random numbers; None: torch's own, on the CPU.
+    """
+    if amount == 0:
+        return x
+    power = torch.exp((2 * torch.rand(len(x), generator=generator) - 1) * amount)
+    return x.clamp(0, 1).pow(_per_sample(power, x))
+
+
+def contrast_and_shift(
+    x: Float[Tensor, "batch channels *size"], contrast: float, shift: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "batch channels *size"]:
+    """Contrast × U(1 - contrast, 1 + contrast) about each sample's mean, then brightness + U(-shift, shift).
+
+    Args:
+        x: images (B, C, *S).
+        contrast: 0 to 1.
+        shift: in the image's units, 0 and up.
+        generator: of the random numbers; None: torch's own, on the CPU.
+    """
+    numbers = 2 * torch.rand(2, len(x), generator=generator) - 1
+    factor, offset = (_per_sample(part, x) for part in (1 + contrast * numbers[0], shift * numbers[1]))
+    mean = x.flatten(1).mean(1)[(..., *(None for _ in x.shape[1:]))]
+    return torch.addcmul(mean * (1 - factor) + offset, x, factor)
+
+
+def noise(
+    x: Float[Tensor, "batch channels *size"], deviation: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "batch channels *size"]:
+    """Normal noise whose standard deviation of each sample is U(0, deviation).
+
+    Args:
+        x: images (B, C, *S).
+        deviation: in the image's units; 0 returns `x` itself.
+        generator: of the random numbers; None: torch's own, on the CPU.
+    """
+    if deviation == 0:
+        return x
+    scale = torch.rand(len(x), generator=generator) * deviation
+    return torch.addcmul(x, torch.randn(x.shape, generator=generator).to(x), _per_sample(scale, x))
+
+
+def blur(
+    x: Float[Tensor, "batch channels *size"],
+    prob: float,
+    sigma_range: tuple[float, float] = (0.1, 2.0),
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "batch channels *size"]:
+    """Gaussian blur of some samples, all in one grouped convolution per axis.
+
+    Args:
+        x: images (B, C, *S).
+        prob: share of the samples that are blurred; 0 returns `x` itself.
+        sigma_range: standard deviation, pixels, drawn evenly; above 0.
+        generator: of the random numbers; None: torch's own, on the CPU.
+    """
+    if prob == 0:
+        return x
+    low, high = sigma_range
+    numbers = torch.rand(2, len(x), generator=generator)
+    sigma = torch.where(numbers[0] < prob, low + numbers[1] * (high - low), torch.tensor(1e-3))  # 1e-3: as it is
+    reach = math.ceil(3 * high)
+    kernels = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma[:, None]) ** 2)
+    kernels = (kernels / kernels.sum(1, keepdim=True)).to(x).repeat_interleave(x.shape[1], 0)
+    rows, axes = x.flatten(0, 1)[None], x.ndim - 2
+    convolve = F.conv2d if axes == 2 else F.conv3d
+    for axis in range(axes):
+        shape = [-1, 1, *(2 * reach + 1 if other == axis else 1 for other in range(axes))]
+        reaches = [side for other in reversed(range(axes)) for side in [reach if other == axis else 0] * 2]
+        rows = convolve(F.pad(rows, reaches, mode="replicate"), kernels.reshape(shape), groups=rows.shape[1])
+    return rows[0].unflatten(0, x.shape[:2])
+
+
+def _per_sample(values: Float[Tensor, " batch"], x: Float[Tensor, "batch channels *size"]) -> Tensor:
+    return values.to(x)[(..., *(None for _ in x.shape[1:]))]

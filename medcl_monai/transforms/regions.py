@@ -1,0 +1,74 @@
+"""Small regions of a sample, found again in both of its views."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from medcl_monai.transforms.views import apply_warp
+
+
+def draw_regions(
+    warp_1: Float[Tensor, "batch axes columns"],
+    warp_2: Float[Tensor, "batch axes columns"],
+    regions: int,
+    overdraw: float = 4.0,
+    foreground_1: Float[Tensor, "batch 1 *size"] | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[
+    Float[Tensor, "batch regions axes"], Float[Tensor, "batch regions axes"], Bool[Tensor, "batch regions"]
+]:
+    """Points that both views of a sample show, in the coordinates of each.
+
+    One jittered point in each cell of a grid over view 1, ``u' = warp_2^-1 (warp_1 u)`` in view 2. A point is valid if
+    view 2 holds it and it lies in the foreground; of each sample the valid ones are kept first, at random.
+
+    Args:
+        warp_1: view 1 to sample coordinates, (B, D, D + 1).
+        warp_2: view 2 to sample coordinates.
+        regions: points per sample, at least 1.
+        overdraw: so many times as many points are tried, at least 1.
+        foreground_1: where view 1 shows tissue (above 0.5), on any grid; None: everywhere.
+        generator: of the random numbers; None: torch's own, on the CPU.
+
+    Returns:
+        points of view 1, points of view 2 (last spatial axis first, in [-1, 1]), and which are valid.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    if regions < 1 or overdraw < 1:
+        raise ValueError(f"draw_regions: regions {regions} and overdraw {overdraw} must be at least 1")
+    batch, dims = warp_1.shape[:2]
+    side = math.ceil(round((overdraw * regions) ** (1 / dims), 9))
+    cells = torch.cartesian_prod(*[torch.arange(side)] * dims).reshape(-1, dims)
+    numbers = torch.rand(batch, len(cells), dims + 1, generator=generator)
+    points_1 = ((cells + numbers[..., :dims]) * (2 / side) - 1).to(warp_1)
+    points_2 = into_view(warp_2, apply_warp(warp_1, points_1))
+    valid = (points_2.abs() <= 1).all(-1)
+    if foreground_1 is not None:
+        valid &= sample_regions(foreground_1, points_1)[..., 0] > 0.5
+    kept = (numbers[..., dims].to(warp_1.device) + ~valid).argsort(1)[:, :regions]
+    places = kept[..., None].expand(-1, -1, dims)
+    return points_1.gather(1, places), points_2.gather(1, places), valid.gather(1, kept)
+
+
+def into_view(
+    warp: Float[Tensor, "batch axes columns"], points: Float[Tensor, "batch points axes"]
+) -> Float[Tensor, "batch points axes"]:
+    """View coordinates of points given in sample coordinates: the inverse of `apply_warp`."""
+    return torch.linalg.solve(warp[:, :, :-1], (points - warp[:, None, :, -1]).mT).mT
+
+
+def sample_regions(
+    feature_map: Float[Tensor, "batch channels *size"], points: Float[Tensor, "batch points axes"]
+) -> Float[Tensor, "batch points channels"]:
+    """Values of a map at points in its coordinates (last spatial axis first, in [-1, 1]), linear; fp32 at least."""
+    with torch.autocast(feature_map.device.type, enabled=False):
+        values = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
+        axes = points.shape[-1]
+        grid = points.to(values)[(slice(None), slice(None), *[None] * (axes - 1))]
+        found = F.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return found.flatten(2).mT
