@@ -34,6 +34,7 @@ from medcl_monai.networks.probe import LinearProbe
 from medcl_monai.networks.unet import widths
 from medcl_monai.networks.whitening import WhitenZCA, inverse_root_eigh, inverse_root_newton
 from medcl_monai.tracking import Tracker
+from medcl_monai.transfer.layouts import residual_encoder
 from medcl_monai.transfer.load import Transfer, load_pretrained
 from medcl_monai.transforms.augmentation import augmentation
 from medcl_monai.transforms.dictionary import Spacingd, pixdim
@@ -107,6 +108,7 @@ __all__ = [
     "polynomial",
     "positional_contrast",
     "queue_infonce",
+    "residual_encoder",
     "results_root",
     "sample_loader",
     "sample_regions",

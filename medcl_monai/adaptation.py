@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from medcl_monai.data.inspection import Grid
 from medcl_monai.files import write_atomically
 
 CONFIGS = ("pretrain.json", "train.json", "inference.json")
@@ -42,6 +43,17 @@ def adapt_bundle(bundle: str | Path, folder: str | Path, knobs: Mapping[str, obj
     if "structures" in knobs:
         _name_structures(folder / "configs" / "metadata.json", knobs["structures"])
     return folder
+
+
+def grid_of(bundle: str | Path) -> Grid:
+    """What a bundle asks of the pixels: its sample or view size, and the multiple in its metadata."""
+    configs = Path(bundle) / "configs"
+    metadata = json.loads((configs / "metadata.json").read_text(encoding="utf-8"))
+    shape = metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
+    pretraining = configs / "pretrain.json"
+    knobs = json.loads((pretraining if pretraining.is_file() else configs / "train.json").read_text(encoding="utf-8"))
+    extent = knobs.get("sample_size") or knobs.get("view_size") or knobs["roi_size"]
+    return Grid(min(extent), multiple=int(str(shape[0]).split("*")[0]), sampled="sample_size" in knobs)
 
 
 def set_knobs(path: Path, knobs: Mapping[str, object]) -> set[str]:

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from medcl_monai.adaptation import adapt_bundle
+from medcl_monai.adaptation import adapt_bundle, grid_of
 from medcl_monai.data.inspection import inspect_dataset
 from medcl_monai.data.splits import Split, split_dataset
 
@@ -37,7 +37,7 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
     root = bundle_folder(bundle)
     if dataset is not None:
         dataset = str(Path(dataset).resolve())
-        inspection = inspect_dataset(dataset)
+        inspection = inspect_dataset(dataset, grid=grid_of(root))
         print(inspection)
         root = adapt_bundle(root, Path("demo") / root.name, inspection.knobs).resolve()
     split = split_dataset(dataset)

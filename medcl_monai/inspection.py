@@ -6,6 +6,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
+from medcl_monai.adaptation import grid_of
 from medcl_monai.data.inspection import inspect_dataset
 from medcl_monai.demo import bundle_folder
 from medcl_monai.diagnostics.figures import effective_rank, feature_spread, participation_ratio, spectrum
@@ -32,7 +33,8 @@ def inspect(
     Args:
         dataset: a Decathlon folder, imagesTr/ with or without labelsTr/, or any tree of volumes.
         weights: models/pretrained.pt or models/model.pt of a bundle; None: the data set alone.
-        bundle: name of a bundle in ./bundles, or its folder: says how images are prepared and which network it is.
+        bundle: name of a bundle in ./bundles, or its folder: the knobs are for it, and it says how images are prepared
+            and which network the weights are of.
         output: folder of the pictures.
         samples: slices (3D: crops) that are encoded, at least 8.
         subjects: a JSON of file name to person.
@@ -45,12 +47,12 @@ def inspect(
         FileNotFoundError: no such data set, weights or bundle.
         ValueError: fewer than 8 samples, unreadable volumes, or weights of another network.
     """
-    report = str(inspect_dataset(dataset, subjects=subjects, subject_pattern=subject_pattern))
+    root = bundle_folder(bundle)
+    report = str(inspect_dataset(dataset, subjects, subject_pattern, grid_of(root)))
     if weights is None:
         return report
     if samples < 8:
         raise ValueError(f"inspect: samples={samples}: figures need at least 8")
-    root = bundle_folder(bundle)
     network = _parse(root / "configs" / "train.json", root, dataset).get_parsed_content("network_def")
     transfer = load_pretrained(weights, network, coverage=0.01)
     images = _images(_parse(root / "configs" / "pretrain.json", root, dataset), samples)

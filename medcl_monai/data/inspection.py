@@ -11,9 +11,23 @@ from tqdm import tqdm
 
 from medcl_monai.data.datalist import find_volumes
 
-MULTIPLE = 16  # of the segmenter's input
-VIEW_SIZE = 128  # pixels, of the bundles' views
 SLICE_AXIS = 2
+PRETRAINING = ("pixel_spacing", "sample_size")  # knobs of pretrain.json; the spacing is one of every config
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a bundle asks of the pixels that it is given.
+
+    Attributes:
+        extent: pixels that should hold a slice in pre-training.
+        multiple: sides of the region of interest are multiples of it.
+        sampled: whether its views are taken from larger samples, which then hold the slices (knob sample_size).
+    """
+
+    extent: int = 128
+    multiple: int = 16
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,23 +72,27 @@ class Inspection:
             for value, share in self.shares.items()
         ]
         lines += ["suggested knobs:", *(f"  {name}: {value}" for name, value in self.knobs.items())]
-        pasted = " ".join(f'--{name} "{value}"' for name, value in self.knobs.items())
-        pretraining = f'--pixel_spacing "{self.knobs["pixel_spacing"]}"'
+        pasted, pretraining = (
+            " ".join(f'--{name} "{value}"' for name, value in self.knobs.items() if (name in PRETRAINING) == first)
+            for first in (False, True)
+        )
+        pasted += f' --pixel_spacing "{self.knobs["pixel_spacing"]}"'
         return "\n".join([*lines, f"for pretrain.json: {pretraining}", f"for the other configs: {pasted}"])
 
 
 def inspect_dataset(
-    dataset_dir: str | Path, subjects: str | None = None, subject_pattern: str | None = None
+    dataset_dir: str | Path, subjects: str | None = None, subject_pattern: str | None = None, grid: Grid = Grid()
 ) -> Inspection:
     """Read every volume once; sizes, spacings, intensities, structures and the suggested knobs.
 
     The suggested pixel spacing is the smallest of 0.25·2^k mm at which the 95th percentile of the extent within axial
-    slices fits a view of 128 pixels; the region of interest is the smallest multiple of 16 that holds the slices.
+    slices fits the bundle's view; the region of interest is the smallest of its multiples that holds the slices.
 
     Args:
         dataset_dir: see `find_volumes`.
         subjects: see `find_volumes`.
         subject_pattern: see `find_volumes`.
+        grid: of the bundle that the knobs are for.
 
     Raises:
         FileNotFoundError: see `find_volumes`.
@@ -109,22 +127,22 @@ def inspect_dataset(
         intensities=np.array(intensities),
         shares=found,
         structures=structures,
-        knobs=_knobs(sizes, spacings, structures),
+        knobs=_knobs(sizes, spacings, structures, grid),
     )
 
 
-def suggest_spacing(extent: float) -> float:
-    """The smallest of 0.25·2^k mm, k a whole number, at which `extent` mm fit a view."""
-    return 0.25 * 2.0 ** math.ceil(math.log2(extent / VIEW_SIZE / 0.25) - 1e-9)
+def suggest_spacing(extent: float, pixels: int = 128) -> float:
+    """The smallest of 0.25·2^k mm, k a whole number, at which `extent` mm fit so many pixels."""
+    return 0.25 * 2.0 ** math.ceil(math.log2(extent / pixels / 0.25) - 1e-9)
 
 
-def _knobs(sizes: np.ndarray, spacings: np.ndarray, structures: Mapping[str, str]) -> dict[str, object]:
+def _knobs(sizes: np.ndarray, spacings: np.ndarray, structures: Mapping[str, str], grid: Grid) -> dict[str, object]:
     within = [axis for axis in range(3) if axis != SLICE_AXIS]
     extents = (sizes * spacings)[:, within]
-    spacing = suggest_spacing(float(np.percentile(extents, 95, axis=0).max()))
+    spacing = suggest_spacing(float(np.percentile(extents, 95, axis=0).max()), grid.extent)
     pixels = np.ceil(extents.max(0) / spacing - 1e-6)
-    roi = [int(math.ceil(side / MULTIPLE) * MULTIPLE) for side in pixels]
-    suggested = {"pixel_spacing": spacing, "roi_size": roi}
+    roi = [int(math.ceil(side / grid.multiple) * grid.multiple) for side in pixels]
+    suggested = {"pixel_spacing": spacing, "roi_size": roi, **({"sample_size": roi} if grid.sampled else {})}
     return {"structures": dict(structures), **suggested} if structures else suggested
 
 

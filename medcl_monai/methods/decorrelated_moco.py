@@ -1,7 +1,7 @@
 """Decorrelated MoCo: MoCo v2 with contrast of regions and whitened features, against dimensional collapse.
 
-J. Hassanpour, V. Srivastav, D. Mutter, N. Padoy, Overcoming Dimensional Collapse in Self-supervised Contrastive Learning
-for Medical Image Segmentation, ISBI 2024, arXiv 2402.14611.
+J. Hassanpour, V. Srivastav, D. Mutter, N. Padoy, Overcoming Dimensional Collapse in Self-supervised Contrastive
+Learning for Medical Image Segmentation, ISBI 2024, arXiv 2402.14611.
 """
 
 import logging
@@ -283,7 +283,7 @@ class DecorrelatedMoCoLoss(nn.Module):
 class DecorrelatedMoCoViews:
     """Two independent crops of each sample, turned a little, with changes of intensity; no flip (laterality).
 
-    The regions of the release's views, RandAugment and erasing, are not followed: see docs/methods/decorrelated_moco.md.
+    The released RandAugment and erasing are not followed: see docs/methods/decorrelated_moco.md.
 
     Args:
         view_size: pixels or voxels of the views.

@@ -53,8 +53,8 @@ class WhitenZCA(nn.Module):
     r"""ZCA whitening of channels over batch and positions, in groups: :math:`Y = (\Sigma + \rho I)^{-1/2} (X - \mu)`.
 
     Huang et al. 2018 (Decorrelated Batch Normalization, https://arxiv.org/abs/1804.08450), with the ridge
-    :math:`\rho = \epsilon\, \mathrm{tr}(\Sigma)/g + \text{floor}`, which keeps the gradient of collapsed features finite.
-    No scale and no shift. In training Σ and μ are those of the batch, over all processes; in `eval` the running ones
+    :math:`\rho = \epsilon\, \mathrm{tr}(\Sigma)/g + \text{floor}`, which keeps the gradient of collapsed features
+    finite. No scale and no shift. In training Σ and μ are those of the batch, over all processes; in `eval` the running ones
     (the covariance is averaged, never its root). All numbers leave autocast and are fp32 at least.
 
     Args:
@@ -114,7 +114,9 @@ class WhitenZCA(nn.Module):
             layer.bias.copy_(-(root @ self.running_mean.reshape(groups, -1, 1)).flatten())
         return layer
 
-    def _by_batch(self, rows: Float[Tensor, "channels samples"], shape: torch.Size) -> Float[Tensor, "channels samples"]:
+    def _by_batch(
+        self, rows: Float[Tensor, "channels samples"], shape: torch.Size
+    ) -> Float[Tensor, "channels samples"]:
         # one collective for the count and the sums
         sums = total(torch.cat([rows.sum(1), rows.new_tensor([rows.shape[1]])]))
         samples = sums[-1].detach()

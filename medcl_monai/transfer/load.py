@@ -2,7 +2,7 @@
 
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,11 @@ class Transfer:
 
 @knob_types
 def load_pretrained(
-    path: str | Path | None, network: nn.Module, coverage: float = 0.5, keep: Sequence[str] | None = None
+    path: str | Path | None,
+    network: nn.Module,
+    coverage: float = 0.5,
+    keep: Sequence[str] | None = None,
+    layout: Callable | None = None,
 ) -> Transfer:
     """Copy into `network` every tensor of `path` that it has by the same name and shape.
 
@@ -50,6 +54,8 @@ def load_pretrained(
         network: the segmentation network; changed in place, or not at all.
         coverage: least share of the network's elements that must be carried, 0 to 1; not asked from scratch.
         keep: prefixes of the names that are taken from the file; None: all.
+        layout: brings weights of another layout to the network's names, given both, as `residual_encoder`; None: they
+            have them already.
 
     Returns:
         The report, which is also logged.
@@ -63,6 +69,7 @@ def load_pretrained(
     own = network.state_dict()
     path = starting_weights(path)
     weights = {} if path is None else read_weights(path)
+    weights = weights if layout is None else layout(weights, own)
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
     carried = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     report = Transfer(
