@@ -81,7 +81,7 @@ def _figures(network: nn.Module, images: Tensor, output: Path) -> list[str]:
     similarity, spectra = output / "similarity.png", output / "spectrum.png"
     centre = tuple(side // 2 for side in images.shape[2:])
     similarity_picture(images[len(images) // 2, 0], dense[len(images) // 2], centre, similarity)
-    spectrum_picture({"features": spectrum(features)}, spectra)
+    spectrum_picture({"features": spectrum(features)}).savefig(spectra)
     return [
         f"{name} of {len(images)} samples, width {values.shape[1]}: effective rank {effective_rank(values):.1f}, "
         f"participation ratio {participation_ratio(values):.1f}, spread {feature_spread(values):.3f}"

@@ -5,7 +5,7 @@ All take embeddings (N, C), or maps (N, C, *S) whose sites are then the samples,
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -25,9 +25,30 @@ def effective_rank(features: Float[Tensor, "batch dim *sites"]) -> Float[Tensor,
         >>> round(float(effective_rank(torch.eye(8))), 4)
         8.0
     """
-    values = spectrum(features)
+    return entropy_rank(spectrum(features))
+
+
+def entropy_rank(values: Float[Tensor, " values"]) -> Float[Tensor, ""]:
+    """Exp of the entropy of singular values that are normalised to the sum 1: `effective_rank` of a known spectrum."""
     share = values / values.sum().clamp(min=1e-30)
     return torch.exp(-torch.special.xlogy(share, share).sum())
+
+
+def numerical_rank(values: Float[Tensor, " values"], tolerance: float = 1e-3) -> Int[Tensor, ""]:
+    """How many singular values are above `tolerance` times the largest: directions that are not dead; 0 to all of them.
+
+    Where most of what embeddings say lies in few directions, `effective_rank` is low although none is lost; this one
+    is not. Rounding to bfloat16 stays below the tolerance; values from fp32 may not: take fp64.
+
+    Args:
+        values: singular values (see `spectrum`).
+        tolerance: share of the largest, above 0.
+
+    Example:
+        >>> int(numerical_rank(torch.tensor([1.0, 0.1, 0.01, 1e-5])))
+        3
+    """
+    return (values > tolerance * values.max()).sum()
 
 
 def participation_ratio(features: Float[Tensor, "batch dim *sites"]) -> Float[Tensor, ""]:

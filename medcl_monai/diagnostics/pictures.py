@@ -93,20 +93,19 @@ def similarity_picture(image: Tensor, feature_map: Tensor, voxel: Sequence[int],
     _save(figure, path)
 
 
-def spectrum_picture(spectra: Mapping[str, Tensor], path: str | Path) -> None:
+def spectrum_picture(spectra: Mapping[str, Tensor]) -> Figure:
     """Singular values of embeddings relative to the largest, on a log scale.
 
     Args:
         spectra: name to singular values, largest first (see `spectrum`).
-        path: of the PNG.
     """
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axis = figure.add_subplot()
     for name, values in spectra.items():
-        axis.semilogy((values / values.max()).clamp(min=1e-7).cpu().numpy(), label=name)
+        axis.semilogy((values / values.max().clamp(min=1e-30)).clamp(min=1e-7).cpu().numpy(), label=name)
     axis.set(xlabel="direction", ylabel="singular value / largest")
     axis.legend()
-    _save(figure, path)
+    return figure
 
 
 def _axes(rows: int, columns: int, side: float) -> tuple[Figure, np.ndarray]:

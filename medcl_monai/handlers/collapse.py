@@ -1,28 +1,64 @@
-"""Figures that show whether the embeddings of a pre-training collapse."""
+"""Whether the embeddings of a pre-training collapse: figures of its own batches, and alarms that say what to do."""
 
-from collections.abc import Sequence
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import torch
 from ignite.engine import Engine, Events
+from jaxtyping import Float
+from monai.engines.utils import IterationEvents
+from torch import Tensor
 
+from medcl_monai.batches import as_terms
 from medcl_monai.diagnostics.figures import (
     alignment,
-    effective_rank,
+    entropy_rank,
     feature_spread,
+    numerical_rank,
     participation_ratio,
+    spectrum,
     uniformity,
 )
+from medcl_monai.diagnostics.pictures import spectrum_picture
+from medcl_monai.distributed import rank, total, world_size
+from medcl_monai.handlers.checkpoint import stateful
 from medcl_monai.knobs import knob_types
+
+logger = logging.getLogger(__name__)
+RANK_BAR = 0.05  # of the width
+SPREAD_BAR = 0.01  # of the spread at the start
+TERM_BAR, TERM_STEPS = 0.02, 20  # so near the value for equal embeddings, for so many steps
+ROWS, ROWS_PER_STEP = 128, 64  # pooled for a rank; more where a fifth of the width is more
+PAIRS = 256  # rows of two views, for alignment and uniformity
+PICTURE_LOOKS = 5  # looks from picture to picture: drawing one takes longer than all the rest
+REMEDY = "lower learning_rate, or raise batch_size; see docs/diagnostics.md"
 
 
 class CollapseMonitor:
-    """Puts figures of the training batches' own embeddings into ``engine.state.figures``, where the tracker finds them.
+    """Looks at the training batches' own embeddings and terms, and warns when they collapse.
+
+    A look puts figures into ``engine.state.figures``, and now and then the spectra into
+    ``engine.state.pictures["spectrum"]``, where the tracker finds them. It raises an alarm for
+
+    * an embedding whose numerical rank is below 5 % of its width. A batch has too few rows to tell, so those of the
+      last steps are pooled: 128, or a fifth of the width if that is more. From fewer than a fifth no rank is judged.
+    * an embedding whose spread is below 1 % of that at the first look;
+    * a term that is within 0.02 of its value for equal embeddings for 20 steps. That value is what the loss makes of
+      the same output with one unit vector in place of all embeddings, and of the same random numbers. It is asked for
+      at looks, and at every step after one that found the term so near.
+
+    ``collapse/alarms`` counts the alarms of the look; each is logged as a warning the first time. Training stays as
+    it is, bit for bit. A resumed run goes on with its spreads and counts, and pools its rows anew.
 
     Args:
         interval: optimiser steps between two looks, at least 1.
         keys: of the network's output: embeddings (N, C) or maps (N, C, *S), for rank and spread. A key that the
             network does not give (a level that is off) is left out.
         pairs: pairs of keys of two views' embeddings, for alignment and uniformity.
+        terms: of the loss, those that contrast embeddings; a term that the loss does not give is left out. A distance
+            does not belong here: it is least where embeddings are equal.
 
     Raises:
         ValueError: `interval` below 1.
@@ -30,27 +66,159 @@ class CollapseMonitor:
 
     @knob_types
     def __init__(
-        self, interval: int, keys: Sequence[str] = ("features",), pairs: Sequence[Sequence[str]] = ()
+        self,
+        interval: int,
+        keys: Sequence[str] = ("features",),
+        pairs: Sequence[Sequence[str]] = (),
+        terms: Sequence[str] = (),
     ) -> None:
         if interval < 1:
             raise ValueError(f"CollapseMonitor: interval must be at least 1 step, got {interval}")
-        self.interval, self.keys, self.pairs = interval, tuple(keys), tuple(map(tuple, pairs))
+        self.interval, self.keys, self.pairs, self.terms = interval, tuple(keys), tuple(map(tuple, pairs)), tuple(terms)
+        self._rows: dict[str, deque[Tensor]] = {}
+        self._spread_at_start: dict[str, float] = {}
+        self._steps_near: dict[str, int] = {}
+        self._warned: set[str] = set()
+        self._random = torch.empty(0, dtype=torch.uint8)
 
     def attach(self, engine: Engine) -> None:
-        """Look after optimiser steps of `engine`, a `Pretrainer`."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
+        """Follow the optimiser steps of `engine`, a `Pretrainer`."""
+        stateful(engine)["collapse"] = self
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._before_loss)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._compare)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
 
-    @torch.no_grad()
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {"spread_at_start": dict(self._spread_at_start), "steps_near": dict(self._steps_near)}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """From a checkpoint."""
+        self._spread_at_start, self._steps_near = dict(state["spread_at_start"]), dict(state["steps_near"])
+
+    def _before_loss(self) -> None:
+        self._random = torch.get_rng_state()
+
+    def _compare(self, engine: Engine) -> None:
+        """Count the steps at which each term is near its value for equal embeddings."""
+        state, found = engine.state, engine.state.output[0]["terms"]
+        names = [name for name in self.terms if name in found]
+        wanted = state.optimizer_steps % self.interval == 0 or any(self._steps_near.values())
+        if state.iteration % engine.accumulation or not (names and wanted):
+            return
+        equal = terms_of_equal_embeddings(engine, self._random)
+        gaps = total(torch.stack([found[name] - equal[name] for name in names])) / world_size()  # all processes agree
+        for name, gap in zip(names, gaps.tolist(), strict=True):
+            state.figures[f"{name}.from_equal"] = gap
+            self._steps_near[name] = self._steps_near.get(name, 0) + 1 if abs(gap) < TERM_BAR else 0
+
+    def _keep(self, engine: Engine) -> None:
+        state = engine.state
+        if state.iteration % engine.accumulation:
+            return
+        for key in self.keys:
+            if key in state.output[0]["output"]:
+                embeddings = state.output[0]["output"][key]
+                pool(self._rows.setdefault(key, deque()), evenly(embeddings, ROWS_PER_STEP))
+        if (state.optimizer_steps - 1) % self.interval == 0:
+            self._look(engine)
+
     def _look(self, engine: Engine) -> None:
         state = engine.state
-        if state.iteration % engine.accumulation or (state.optimizer_steps - 1) % self.interval:
-            return
-        output = state.output[0]["output"]
-        for key in self.keys:
-            if key in output:
-                for figure in (effective_rank, participation_ratio, feature_spread):
-                    state.figures[f"{key}.{figure.__name__}"] = float(figure(output[key]))
+        spectra = {key: self._measure(key, state.figures) for key in self._rows}
+        self._measure_pairs(state.output[0]["output"], state.figures)
+        alarms = {}
+        for key in self._rows:
+            alarms |= self._judge(key, state.figures)
+        for name, steps in self._steps_near.items():
+            if steps >= TERM_STEPS:
+                near = f"within {TERM_BAR} of its value for equal embeddings for {steps} steps"
+                alarms[f"{name}.from_equal"] = f"the term {name} has been {near}"
+        state.figures["collapse/alarms"] = float(len(alarms))
+        fresh = self._warn(alarms, state.optimizer_steps)
+        if spectra and (fresh or (state.optimizer_steps - 1) // self.interval % PICTURE_LOOKS == 0):
+            state.pictures["spectrum"] = spectrum_picture(spectra)
+
+    def _measure(self, key: str, figures: dict[str, float]) -> Float[Tensor, " values"]:
+        """Figures of a key; returns its spectrum.
+
+        In fp64, so that rounding does not count as a direction; what is not finite is the engine's to report.
+        """
+        rows = torch.cat(tuple(self._rows[key])).cpu().double().nan_to_num(0, 0, 0)
+        values = spectrum(rows)
+        figures[f"{key}.effective_rank"] = float(entropy_rank(values))
+        figures[f"{key}.numerical_rank"] = float(numerical_rank(values))
+        figures[f"{key}.participation_ratio"] = float(participation_ratio(rows))
+        figures[f"{key}.feature_spread"] = float(feature_spread(self._rows[key][-1]))
+        self._spread_at_start.setdefault(key, figures[f"{key}.feature_spread"])
+        return values
+
+    def _measure_pairs(self, output: Mapping[str, Tensor], figures: dict[str, float]) -> None:
         for first, second in self.pairs:
             if first in output and second in output:
-                state.figures[f"{first}.alignment"] = float(alignment(output[first], output[second]))
-                state.figures[f"{first}.uniformity"] = float(uniformity(output[first]))
+                a, b = evenly(output[first], PAIRS), evenly(output[second], PAIRS)
+                figures[f"{first}.alignment"] = float(alignment(a, b))
+                figures[f"{first}.uniformity"] = float(uniformity(a))
+
+    def _judge(self, key: str, figures: Mapping[str, float]) -> dict[str, str]:
+        """The alarms of a key: figure to what is wrong."""
+        rows, width = sum(map(len, self._rows[key])), self._rows[key][0].shape[1]
+        directions, spread = figures[f"{key}.numerical_rank"], figures[f"{key}.feature_spread"]
+        start, alarms = self._spread_at_start[key], {}
+        if rows >= rows_for_rank(width) and directions < RANK_BAR * width:
+            alarms[f"{key}.numerical_rank"] = (
+                f"{key} has a numerical rank of {directions:.0f}, below {RANK_BAR:.0%} of its width {width}"
+            )
+        if spread < SPREAD_BAR * start:
+            alarms[f"{key}.feature_spread"] = (
+                f"{key} has a spread of {spread:.2g}, below {SPREAD_BAR:.0%} of the {start:.2g} at the start"
+            )
+        return alarms
+
+    def _warn(self, alarms: Mapping[str, str], step: int) -> bool:
+        """Log what has not been logged before; whether there was any."""
+        fresh = [cause for cause in alarms if cause not in self._warned]
+        self._warned.update(fresh)
+        for cause in fresh if rank() == 0 else ():
+            logger.warning("collapse at step %s: %s: %s", step, alarms[cause], REMEDY)
+        return bool(fresh)
+
+
+def evenly(embeddings: Float[Tensor, "batch dim *sites"], most: int) -> Float[Tensor, "rows dim"]:
+    """At most so many embeddings, or sites of a map over all samples, evenly spaced; of two views the same."""
+    flat = embeddings[..., None] if embeddings.ndim == 2 else embeddings.flatten(2)
+    sites, count = flat.shape[2], len(flat) * flat.shape[2]
+    taken = min(most, count)
+    place = torch.arange(taken, device=flat.device) * (count - 1) // max(taken - 1, 1)
+    return flat[place // sites, :, place % sites]
+
+
+def rows_for_rank(width: int) -> int:
+    """Rows from which a rank is judged: a fifth of the width, four times the bar."""
+    return math.ceil(width / 5)
+
+
+def pool(steps: deque[Tensor], rows: Float[Tensor, "rows dim"]) -> None:
+    """Add the rows of a step; the oldest steps go as long as enough rows stay."""
+    steps.append(rows)
+    enough = max(ROWS, rows_for_rank(rows.shape[1]))
+    while sum(map(len, steps)) - len(steps[0]) >= enough:
+        steps.popleft()
+
+
+def terms_of_equal_embeddings(engine: Engine, random: Tensor) -> dict[str, Tensor]:
+    """Terms that the engine's loss would have given with one unit vector in place of all embeddings and maps.
+
+    Args:
+        engine: a `Pretrainer` that has just computed its loss.
+        random: state of torch's generator when it did so; the generator is left as it is.
+    """
+    found = engine.state.output[0]
+    output = {
+        name: torch.full_like(value, value.shape[1] ** -0.5) if value.ndim > 1 and value.is_floating_point() else value
+        for name, value in found["output"].items()
+    }
+    devices = {value.device for value in output.values() if value.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        torch.set_rng_state(random)
+        return as_terms(engine.loss_function(output, found["target"]))

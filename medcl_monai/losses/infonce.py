@@ -52,7 +52,7 @@ class QueueInfoNCELoss(nn.Module):
 def queue_infonce(
     query: Float[Tensor, "batch dim"],
     key: Float[Tensor, "batch dim"],
-    queue: Float[Tensor, "rows dim"],
+    queue: Float[Tensor, "rows width"],
     temperature: float,
     masked: Bool[Tensor, "batch rows"] | None = None,
 ) -> Float[Tensor, ""]:

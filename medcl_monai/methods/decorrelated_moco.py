@@ -148,7 +148,7 @@ class DecorrelatedMoCo(PretrainingNetwork):
             parts["decoder"] = self.backbone.decoder.blocks[: self.decoder_stages]
         return parts
 
-    def _embed(self, view: Tensor, parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def _embed(self, view: Tensor, parts: dict[str, nn.Module] | nn.ModuleDict) -> dict[str, Tensor]:
         maps = list(parts["encoder"](view))
         whitened = parts["whiten"](maps[-1]).flatten(2).float().mean(2)
         output = {

@@ -54,8 +54,8 @@ class WhitenZCA(nn.Module):
 
     Huang et al. 2018 (Decorrelated Batch Normalization, https://arxiv.org/abs/1804.08450), with the ridge
     :math:`\rho = \epsilon\, \mathrm{tr}(\Sigma)/g + \text{floor}`, which keeps the gradient of collapsed features
-    finite. No scale and no shift. In training Σ and μ are those of the batch, over all processes; in `eval` the running ones
-    (the covariance is averaged, never its root). All numbers leave autocast and are fp32 at least.
+    finite. No scale and no shift. In training Σ and μ are those of the batch, over all processes; in `eval` the running
+    ones (the covariance is averaged, never its root). All numbers leave autocast and are fp32 at least.
 
     Args:
         channels: of the maps.

@@ -11,8 +11,19 @@ TINY = {
         "features": [4, 8, 16, 32, 64, 4], "pixel_spacing": 4.0, "steps": 4, "epochs": 2, "batch_size": 4,
         "checkpoint_interval": 2,
     },
+    "decorrelated_moco": {
+        "sample_size": [64, 64], "view_size": [64, 64], "group_size": 4, "queue_size": 16, "pixel_spacing": 4.0,
+        "steps": 4, "epochs": 2, "batch_size": 4, "checkpoint_interval": 2,
+    },
 }
-TRAINING = {"roi_size": [48, 48], "val_interval": 2}
+ROI = {"jcl": 48, "decorrelated_moco": 64}  # pixels
+THREE = {  # knobs of a run in 3D
+    "jcl": ({"view_size": [64, 64, 64], "stages": 1}, {"roi_size": [32, 32, 32], "coverage": 0.5}),
+    "decorrelated_moco": (
+        {"sample_size": [40, 40, 40], "view_size": [40, 40, 40], "group_size": 4, "key_splits": 1},
+        {"roi_size": [64, 64, 64]},
+    ),
+}
 
 
 @pytest.fixture(scope="session", params=NAMES)
@@ -57,24 +68,31 @@ def tiny(name, population):
 
 
 @pytest.fixture(scope="session")
-def inference_knobs(tiny):
-    return {"features": tiny["features"], "pixel_spacing": tiny["pixel_spacing"], "roi_size": TRAINING["roi_size"]}
+def inference_knobs(tiny, configs, training_knobs):
+    known = {name: value for name, value in tiny.items() if name in configs["inference.json"] and name != "dataset_dir"}
+    return {**known, "roi_size": training_knobs["roi_size"]}
 
 
 @pytest.fixture(scope="session")
-def trained(name, source, tmp_path_factory, run, tiny):
+def trained(source, tmp_path_factory, run, tiny, training_knobs):
     """A copy of the bundle, pre-trained and fine-tuned for a few steps."""
-    root = tmp_path_factory.mktemp("bundles") / name
+    root = tmp_path_factory.mktemp("bundles") / source.name
     shutil.copytree(source, root, ignore=shutil.ignore_patterns("eval", "models"))
     if (root / "configs" / "pretrain.json").is_file():
         run(root, "pretrain.json", **tiny)
-    run(root, "train.json", **tiny, **TRAINING)
+    run(root, "train.json", **tiny, **training_knobs)
     return root
 
 
 @pytest.fixture(scope="session")
-def training_knobs():
-    return dict(TRAINING)
+def training_knobs(name):
+    return {"roi_size": [ROI[name]] * 2, "val_interval": 2}
+
+
+@pytest.fixture(scope="session")
+def three_dimensional(name):
+    """Knobs of pre-training and of training in 3D."""
+    return THREE[name]
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def pins():
 
 
 def test_the_files_are_those_that_clients_know(source):
-    found = {path.name for path in (source / "configs").iterdir()} - {"monailabel_train.json"}
+    found = {path.name for path in (source / "configs").iterdir()} - {"monailabel_train.json", "linear_probe.json"}
     expected = {"metadata.json", "logging.conf", "train.json",
                 "multi_gpu_train.json", "evaluate.json", "inference.json"}
     pretraining = {"pretrain.json", "multi_gpu_pretrain.json"}
@@ -84,7 +84,9 @@ def test_what_two_configs_of_a_bundle_share_is_equal(configs):
 
 
 def test_overlays_name_only_what_their_base_has(configs):
-    bases = {"multi_gpu_train": "train", "multi_gpu_pretrain": "pretrain", "evaluate": "train"}
+    bases = {
+        "multi_gpu_train": "train", "multi_gpu_pretrain": "pretrain", "evaluate": "train", "linear_probe": "train",
+    }
     for overlay, base in ((f"{name}.json", f"{base}.json") for name, base in bases.items()):
         for key in configs.get(overlay, {}):
             place = configs[base]

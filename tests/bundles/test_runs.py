@@ -35,7 +35,9 @@ def test_the_pre_trained_tensors_load_into_the_segmenter(trained, run, tiny, tra
     network = workflow.parser.get_parsed_content("network_def")
     report = load_pretrained(trained / "models" / "pretrained.pt", network, 0.5)
     assert not report.unused
-    assert len(report.carried) == 102
+    assert set(report.carried) == set(torch.load(trained / "models" / "pretrained.pt", weights_only=True))
+    parser = run(trained, "pretrain.json", only_parse=True, **tiny).parser
+    assert set(report.carried) == set(parser.get_parsed_content("network_def").shared_parts())
 
 
 @pytest.mark.parametrize("files", [["pretrain.json"], ["train.json"], ["train.json", "evaluate.json"]])
@@ -183,7 +185,7 @@ def test_from_scratch_is_from_scratch(trained, run, tiny, training_knobs):
         run(trained, "train.json", only_parse=True, **word, **knobs).parser.get_parsed_content("network").state_dict()
         for word in ({}, {"pretrained": "none"})
     )
-    kernels = [name for name in shared if name.endswith("conv.weight")]
+    kernels = [name for name, value in shared.items() if value.ndim > 2]
     assert all(torch.equal(carried[name], shared[name]) for name in kernels)
     assert not any(torch.equal(scratch[name], shared[name]) for name in kernels)
 
@@ -195,12 +197,13 @@ def test_label_values_need_not_be_consecutive(trained, run, tiny, training_knobs
     assert workflow.parser.get_parsed_content("num_classes") == 8
 
 
-def test_the_three_dimensional_knobs_run(trained, run, tiny, training_knobs, tmp_path):
+def test_the_three_dimensional_knobs_run(trained, run, tiny, training_knobs, three_dimensional, tmp_path):
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "models"))
     knobs = {**tiny, "spatial_dims": 3, "batch_size": 2, "steps": 2}
-    run(root, "pretrain.json", view_size=[64, 64, 64], stages=1, **knobs)
-    run(root, "train.json", **{**training_knobs, "roi_size": [32, 32, 32], "coverage": 0.5}, **knobs)
+    pretraining, training = three_dimensional
+    run(root, "pretrain.json", **{**knobs, **pretraining})
+    run(root, "train.json", **{**training_knobs, **knobs, **training})
     assert (root / "models" / "model.pt").is_file()
 
 

@@ -61,7 +61,7 @@ def test_pictures_are_drawn(tmp_path):
     predictions = {"a": label.numpy(), "b": label.numpy()}
     overlay_picture(image.numpy(), label.numpy(), predictions, tmp_path / "o.png", {"1": "s"})
     similarity_picture(image, torch.randn(8, 16, 12), (16, 12), tmp_path / "s.png")
-    spectrum_picture({"features": torch.tensor([3.0, 1.0])}, tmp_path / "p.png")
+    spectrum_picture({"features": torch.tensor([3.0, 1.0]), "dead": torch.zeros(2)}).savefig(tmp_path / "p.png")
     assert len(views_picture({"view_1": torch.randn(2, 8, 8), "view_2": torch.randn(2, 8, 8, 8)}).axes) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"o.png", "s.png", "p.png"}
     same = similarity_map(torch.randn(8, 4, 4), (1, 2))

@@ -1,0 +1,79 @@
+"""What the bundles say alike: a difference is named here, or it is a mistake."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+BUNDLES = sorted(path.parents[1] for path in (Path(__file__).parents[2] / "bundles").glob("*/configs/metadata.json"))
+PAIRS = list(itertools.combinations(BUNDLES, 2))
+SAME_BYTES = (
+    "LICENSE", "docs/data_license.txt", "configs/logging.conf", "configs/evaluate.json", "configs/multi_gpu_train.json",
+    "configs/multi_gpu_pretrain.json",
+)
+METHOD = {"_desc_", "experiment_name", "network_def", "transfer"}
+PREPARED = {"train::preprocessing", "validate::preprocessing", "preprocessing"}  # intensities, one way per bundle
+BUDGET = {"batch_size", "steps", "learning_rate", "weight_decay", "warm_up", "clip"}
+MAY_DIFFER = {
+    "pretrain.json": METHOD | PREPARED | BUDGET | {
+        "view_size", "sample_size", "views", "loss", "tracker", "train::dataset", "train::handlers",
+        "features", "stages", "projection_dim", "image_weight", "pixel_weight", "feature_weight", "temperature",
+        "threshold", "base_temperature", "rotation", "scale_range", "translation", "aligned_jitter", "view_jitter",
+        "backbone_name", "momentum", "queue_size", "key_splits", "exclude_radius", "local_weight", "local_level",
+        "regions", "whiten", "group_size",
+    },
+    "train.json": METHOD - {"transfer"} | PREPARED | BUDGET | {
+        "features", "backbone_name", "roi_size", "coverage", "encoder", "encoder_lr_scale",
+    },
+    "inference.json": {"_desc_", "network_def", "features", "backbone_name", "roi_size", "preprocessing"},
+    "metadata.json": {"name", "task", "description", "references", "changelog", "network_data_format"},
+}
+
+
+def differing(first, second):
+    """Ids in which two configs differ; of the sections one level deeper."""
+    found = set()
+    for key in set(first) | set(second):
+        ours, theirs = first.get(key), second.get(key)
+        if ours != theirs and key in ("train", "validate"):
+            found |= {f"{key}::{name}" for name in set(ours) | set(theirs) if ours.get(name) != theirs.get(name)}
+        elif ours != theirs:
+            found.add(key)
+    return found
+
+
+def test_there_are_bundles_to_compare():
+    assert len(BUNDLES) >= 2
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda bundle: bundle.name)
+def test_copies_are_equal_byte_by_byte(first, second):
+    for file in SAME_BYTES:
+        assert (first / file).read_bytes() == (second / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("file", MAY_DIFFER)
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda bundle: bundle.name)
+def test_configs_differ_in_named_places_only(first, second, file):
+    configs = [json.loads((bundle / "configs" / file).read_text(encoding="utf-8")) for bundle in (first, second)]
+    assert differing(*configs) <= MAY_DIFFER[file]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda bundle: bundle.name)
+def test_the_handlers_of_pre_training_differ_in_what_they_look_at_alone(first, second):
+    lists = [
+        json.loads((bundle / "configs" / "pretrain.json").read_text(encoding="utf-8"))["train"]["handlers"]
+        for bundle in (first, second)
+    ]
+    assert [handler["_target_"] for handler in lists[0]] == [handler["_target_"] for handler in lists[1]]
+    for ours, theirs in zip(*lists, strict=True):
+        assert ours == theirs or ours["_target_"] == "medcl_monai.CollapseMonitor"
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda bundle: bundle.name)
+def test_common_knobs_stand_in_one_order(first, second):
+    for file in ("pretrain.json", "train.json", "inference.json"):
+        ids = [list(json.loads((b / "configs" / file).read_text(encoding="utf-8"))) for b in (first, second)]
+        common = set(ids[0]) & set(ids[1])
+        assert [key for key in ids[0] if key in common] == [key for key in ids[1] if key in common], file
