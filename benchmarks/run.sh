@@ -16,3 +16,4 @@ export OMP_NUM_THREADS=1 PYTHONPATH=.
 "$bench/bin/python" benchmarks/losses.py
 "$bench/bin/python" benchmarks/views.py
 "$bench/bin/python" benchmarks/step.py
+"$bench/bin/python" benchmarks/moco.py

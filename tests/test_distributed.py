@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from medcl_monai.distributed import distribute, gather, join_processes, leave_processes, rank, total, world_size
+from medcl_monai.losses.local import Regions
 from medcl_monai.losses.positional import local_pair_contrast, pair_contrast
+from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCoLoss
 from medcl_monai.methods.jcl import JCL, JCLLoss
+from medcl_monai.networks.momentum import FeatureQueue
+from medcl_monai.networks.whitening import WhitenZCA
 
 F64 = torch.float64
 SPLITS = {"equal": (4, 4), "unequal": (3, 5)}
@@ -75,6 +80,41 @@ def network_steps():
     return [p.detach().clone() for p in network.parameters() if p.requires_grad]
 
 
+def moco_samples():
+    """Maps of eight samples, local maps and regions of both views, keys and a queue."""
+    random = torch.Generator().manual_seed(1)
+    points = torch.rand(2, 8, 6, 2, generator=random, dtype=F64) * 2 - 1
+    return {
+        "map": torch.randn(8, 6, 3, 3, generator=random, dtype=F64),
+        "key": F.normalize(torch.randn(8, 6, generator=random, dtype=F64), dim=1),
+        "queue": F.normalize(torch.randn(16, 6, generator=random, dtype=F64), dim=1),
+        "local": torch.randn(2, 8, 4, 5, 5, generator=random, dtype=F64),
+        "points": points, "valid": torch.rand(8, 6, generator=random) < 0.6,
+    }
+
+
+def moco_terms(own):
+    """Terms, gradient to the maps, running statistics and queue, of the rows `own` of the samples."""
+    given = moco_samples()
+    maps, local = given["map"][own].requires_grad_(), given["local"][0, own].requires_grad_()
+    white = WhitenZCA(6, 3, eps=1e-3).double()
+    pooled = white(maps).flatten(2).mean(2)
+    numbers = torch.arange(8)[own]
+    output = {
+        "query": F.normalize(pooled, dim=1), "whitened": pooled, "key": given["key"][own], "queue": given["queue"],
+        "local_query": local, "local_key": given["local"][1, own], "subject": numbers, "position": numbers / 8.0,
+        "queue_subject": torch.arange(16) % 8, "queue_position": torch.arange(16) % 8 / 8.0,
+    }
+    regions = Regions(*(points[own] for points in given["points"]), given["valid"][own])
+    terms = DecorrelatedMoCoLoss(covariance_weight=0.1)(output, {"regions": regions})
+    sum(terms.values()).backward()
+    queue = FeatureQueue(6, 6)
+    queue.push(*(gather(x) for x in (given["key"][own].float(), numbers, numbers / 8.0)))
+    values = torch.stack(list(terms.values())).detach()
+    statistics = [*white.state_dict().values(), *queue.state_dict().values()]
+    return values, maps.grad, local.grad, statistics
+
+
 def work(folder):
     """What each of the two processes does; its findings go to a file of its own."""
     torch.set_num_threads(1)
@@ -92,6 +132,7 @@ def work(folder):
     y = torch.tensor([1.0 + rank()], requires_grad=True)
     (total(y) * (rank() + 1)).sum().backward()
     found["total"] = total(y).detach(), y.grad
+    found["moco"] = {name: moco_terms(own_rows(counts)) for name, counts in SPLITS.items()}
     found["network"] = network_steps()
     leave_processes()
     found["left"] = not dist.is_initialized()
@@ -168,6 +209,22 @@ def test_two_processes_give_the_terms_and_gradient_of_one(processes):
     for found in processes:
         for value, one in zip(found["jcl"], expected, strict=True):
             torch.testing.assert_close(value, one, atol=1e-12, rtol=0)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("split", SPLITS)
+def test_two_processes_whiten_contrast_and_queue_as_one(processes, split):
+    terms, maps, local, statistics = moco_terms(slice(None))
+    start = 0
+    torch.testing.assert_close(sum(found["moco"][split][0] for found in processes) / 2, terms, atol=1e-12, rtol=0)
+    for found, count in zip(processes, SPLITS[split], strict=True):
+        own = slice(start, start + count)
+        start += count
+        # the wrapper takes the mean of the gradients over processes
+        torch.testing.assert_close(found["moco"][split][1] / 2, maps[own], atol=1e-12, rtol=0)
+        torch.testing.assert_close(found["moco"][split][2] / 2, local[own], atol=1e-12, rtol=0)
+        for ours, one in zip(found["moco"][split][3], statistics, strict=True):
+            torch.testing.assert_close(ours, one, atol=1e-7, rtol=0)
 
 
 @pytest.mark.distributed

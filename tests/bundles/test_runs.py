@@ -113,6 +113,10 @@ def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, t
     run(root, "pretrain.json", output_dir=str(tmp_path / "resumed"), resume=resume, **knobs)
     whole, resumed = (torch.load(folder / "models" / "pretrained.pt", weights_only=True) for folder in (trained, root))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    # and what is not shared: heads, momentum copy, queue
+    last = f"checkpoints/pretraining/checkpoint_{tiny['steps']}.pt"
+    first, second = (torch.load(run / last, weights_only=True) for run in (trained / "eval", tmp_path / "resumed"))
+    assert all(torch.equal(value, second["network"][name]) for name, value in first["network"].items())
 
 
 def test_dicom_series_pre_train_as_nifti_does(trained, run, tiny, save, tmp_path):
