@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcl_monai.adaptation import adapt_bundle
-from medcl_monai.data.inspection import inspect_dataset, suggest_spacing
+from medcl_monai.adaptation import adapt_bundle, grid_of
+from medcl_monai.data.inspection import Grid, inspect_dataset, suggest_spacing
 from medcl_monai.data.splits import Split
 from medcl_monai.demo import bundle_folder, demo
 from medcl_monai.demo_report import subject_scores, t_interval
@@ -47,6 +47,15 @@ def test_the_suggested_knobs_hold_the_slices(population, hippocampus):
         "structures": {"1": "Anterior", "2": "Posterior"}, "pixel_spacing": 0.5, "roi_size": [96, 128],
     }
     assert [suggest_spacing(extent) for extent in (30.0, 32.0, 33.0, 64.0, 256.0)] == [0.25, 0.25, 0.5, 0.5, 2.0]
+
+
+def test_a_bundle_s_own_grid_rules_the_suggestion(population, hippocampus):
+    grid = grid_of(ROOT / "bundles" / "decorrelated_moco")
+    assert (grid.extent, grid.multiple, grid.sampled) == (96, 32, True)
+    knobs = inspect_dataset(hippocampus, grid=grid).knobs
+    assert (knobs["pixel_spacing"], knobs["roi_size"], knobs["sample_size"]) == (1.0, [64, 64], [64, 64])
+    assert '--sample_size "[96, 96]"' in str(inspect_dataset(population, grid=grid))
+    assert grid_of(ROOT / "bundles" / "jcl") == Grid(128, 16)
 
 
 def test_the_interval_is_student_s(tmp_path):

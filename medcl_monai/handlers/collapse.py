@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from ignite.engine import Engine, Events
@@ -101,13 +101,14 @@ class CollapseMonitor:
 
     def _compare(self, engine: Engine) -> None:
         """Count the steps at which each term is near its value for equal embeddings."""
-        state, found = engine.state, engine.state.output[0]["terms"]
-        names = [name for name in self.terms if name in found]
+        state, found = engine.state, engine.state.output[0]
+        names = [name for name in self.terms if name in found["terms"]]
         wanted = state.optimizer_steps % self.interval == 0 or any(self._steps_near.values())
         if state.iteration % engine.accumulation or not (names and wanted):
             return
-        equal = terms_of_equal_embeddings(engine, self._random)
-        gaps = total(torch.stack([found[name] - equal[name] for name in names])) / world_size()  # all processes agree
+        equal = terms_of_equal_embeddings(engine.loss_function, found["output"], found["target"], self._random)
+        gaps = torch.stack([found["terms"][name] - equal[name] for name in names])
+        gaps = total(gaps) / world_size()  # or one process would ask again, and wait for the others for ever
         for name, gap in zip(names, gaps.tolist(), strict=True):
             state.figures[f"{name}.from_equal"] = gap
             self._steps_near[name] = self._steps_near.get(name, 0) + 1 if abs(gap) < TERM_BAR else 0
@@ -206,19 +207,22 @@ def pool(steps: deque[Tensor], rows: Float[Tensor, "rows dim"]) -> None:
         steps.popleft()
 
 
-def terms_of_equal_embeddings(engine: Engine, random: Tensor) -> dict[str, Tensor]:
-    """Terms that the engine's loss would have given with one unit vector in place of all embeddings and maps.
+def terms_of_equal_embeddings(
+    loss: Callable, output: Mapping[str, Tensor], target: object, random: Tensor
+) -> dict[str, Tensor]:
+    """Terms that a loss would have given with one unit vector in place of all embeddings and maps.
 
     Args:
-        engine: a `Pretrainer` that has just computed its loss.
-        random: state of torch's generator when it did so; the generator is left as it is.
+        loss: of (output, target).
+        output: of the network. Whole numbers, and what has one axis or none, stay as they are.
+        target: of the loss.
+        random: state of torch's generator from which the loss draws; the generator itself is left as it is.
     """
-    found = engine.state.output[0]
-    output = {
+    equal = {
         name: torch.full_like(value, value.shape[1] ** -0.5) if value.ndim > 1 and value.is_floating_point() else value
-        for name, value in found["output"].items()
+        for name, value in output.items()
     }
-    devices = {value.device for value in output.values() if value.is_cuda}
+    devices = {value.device for value in equal.values() if value.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices):
         torch.set_rng_state(random)
-        return as_terms(engine.loss_function(output, found["target"]))
+        return as_terms(loss(equal, target))

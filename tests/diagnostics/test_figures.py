@@ -4,7 +4,9 @@ import torch
 from medcl_monai.diagnostics.figures import (
     alignment,
     effective_rank,
+    entropy_rank,
     feature_spread,
+    numerical_rank,
     participation_ratio,
     spectrum,
     uniformity,
@@ -30,6 +32,14 @@ def test_ranks_count_the_directions(rank):
     x = x * torch.tensor([1.0, -1.0]).repeat_interleave(rank).repeat(8)[:, None]  # centred
     assert float(effective_rank(x)) == pytest.approx(rank, rel=1e-5)
     assert float(participation_ratio(x)) == pytest.approx(rank, rel=1e-5)
+
+
+def test_the_rank_of_a_steep_spectrum_is_low_by_entropy_and_whole_by_number():
+    values = 0.5 ** torch.arange(9.0)  # down to 0.4 %
+    assert int(numerical_rank(values)) == int(numerical_rank(7 * values)) == 9
+    assert float(entropy_rank(values)) == pytest.approx(4, abs=0.1)  # 2 ^ entropy of (1/2, 1/4, …) is 4
+    assert int(numerical_rank(values, tolerance=0.1)) == 4
+    assert int(numerical_rank(torch.zeros(9))) == 0
 
 
 def test_one_point_has_no_spread_and_a_sphere_has_all():

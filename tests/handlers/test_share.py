@@ -4,7 +4,6 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from medcl_monai.files import write_atomically
-from medcl_monai.handlers.collapse import CollapseMonitor
 from medcl_monai.handlers.share import SharedWeights, check_unseen, seen_subjects
 from medcl_monai.handlers.unseen import UnseenSubjects
 
@@ -63,25 +62,6 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("low", [False, True])
-def test_a_collapse_shows_in_the_figures(low):
-    rows = torch.ones(32, 16) + torch.randn(32, 1) if low else torch.randn(32, 16)
-    engine = Engine(lambda *_: [{"output": {"features": rows, "second": rows}}])
-    engine.accumulation = 1
-    CollapseMonitor(1, ["features", "absent"], [["features", "second"]]).attach(engine)
-
-    @engine.on(Events.STARTED)
-    def prepare(engine):
-        engine.state.figures, engine.state.optimizer_steps = {}, 1
-
-    state = engine.run([0])
-    assert (state.figures["features.effective_rank"] < 1.5) == low
-    assert state.figures["features.alignment"] == pytest.approx(0)
-    assert not [name for name in state.figures if name.startswith("absent")]
-    with pytest.raises(ValueError, match="at least 1 step"):
-        CollapseMonitor(0)
 
 
 def test_going_on_from_a_file_and_replacing_it_forgets_nobody(tmp_path):
