@@ -1,6 +1,7 @@
-"""The collapse monitor: its share of a step, injected collapses that it must flag, healthy runs that it must not.
+"""The collapse monitor: its share of a step, injected collapses that it must flag, a bundle's runs that it must not.
 
-``benchmarks/collapse.py share jcl``, ``injected``, ``healthy jcl --seeds 20``; one thread.
+``benchmarks/collapse.py share jcl``, ``injected``, ``runs jcl --seeds 20``; one thread.
+A run that collapses: ``runs jcl --seeds 1 --learning_rate 1``.
 """
 
 import argparse
@@ -165,24 +166,21 @@ def injected(seeds: int = 4) -> None:
     print(f"flagged within {BAR} steps: {flagged} of {seeds * len(kinds)}")
 
 
-def healthy(bundle: str, seeds: int, first: int, steps: int | None) -> None:
-    """The bundle as it is, by several seeds: runs with an alarm, and how near the figures came to the bars."""
+def runs(bundle: str, seeds: range, knobs: dict[str, object]) -> None:
+    """A bundle by several seeds: runs with an alarm, and the least that the figures came to."""
     alarmed = 0
-    for seed in range(first, first + seeds):
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            length = {} if steps is None else {"steps": steps, "epochs": 1}
-            trainer = trainer_of(bundle, folder, seed=seed, **length, **RECORDERS)
+            trainer = trainer_of(bundle, folder, seed=seed, **knobs, **RECORDERS)
             found = looks(trainer)
-            widths = {}
-            trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda engine, widths=widths: widths.update(
-                {name: value.shape[1] for name, value in engine.state.output[0]["output"].items() if value.ndim > 1}
-            ))
             trainer.run()
+        widths = {name: value.shape[1] for name, value in trainer.state.output[0]["output"].items() if value.ndim > 1}
         alarms = sum(figures["collapse/alarms"] > 0 for _, figures in found)
         alarmed += alarms > 0
-        print(f"{bundle} seed {seed}: alarms at {alarms} of {len(found)} looks | least, from step 21 on:", end=" ")
-        print(", ".join(least(name, found, widths) for name in found[0][1] if name.split(".")[-1] in LEAST), flush=True)
-    print(f"{bundle}: false alarms in {alarmed} of {seeds} runs")
+        figures = [least(name, found, widths) for name in found[0][1] if name.split(".")[-1] in LEAST]
+        print(f"{bundle} seed {seed}: alarms at {alarms} of {len(found)} looks | from step 21 on, at least:", end=" ")
+        print(", ".join(figures), flush=True)
+    print(f"{bundle}: alarms in {alarmed} of {len(seeds)} runs")
 
 
 LEAST = ("effective_rank", "numerical_rank", "feature_spread", "from_equal")
@@ -200,15 +198,16 @@ def least(name: str, found: list[tuple[int, dict[str, float]]], widths: dict[str
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["share", "injected", "healthy"])
+    parser.add_argument("what", choices=["share", "injected", "runs"])
     parser.add_argument("bundle", nargs="?", default="jcl")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--steps", type=int, default=None, help="of a healthy run; the bundle's own if not given")
+    parser.add_argument("--learning_rate", type=float, help="another than the bundle's")
     chosen = parser.parse_args()
     if chosen.what == "share":
         share(chosen.bundle)
     elif chosen.what == "injected":
         injected()
     else:
-        healthy(chosen.bundle, chosen.seeds, chosen.first, chosen.steps)
+        other = {} if chosen.learning_rate is None else {"learning_rate": chosen.learning_rate}
+        runs(chosen.bundle, range(chosen.first, chosen.first + chosen.seeds), other)

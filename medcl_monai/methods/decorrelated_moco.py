@@ -166,6 +166,8 @@ class DecorrelatedMoCo(PretrainingNetwork):
 
         On any number of processes this does what shuffling over processes does in MoCo.
         """
+        if self.key_splits == 1:  # batch statistics do not see the order
+            return self._embed(view, self.key_network.copies)
         order = torch.randperm(len(view)).to(view.device)
         chunks = [self._embed(chunk, self.key_network.copies) for chunk in view[order].chunk(self.key_splits)]
         back = order.argsort()
