@@ -183,7 +183,7 @@ def whole_steps() -> None:
     whole = ours(0.5, group_size=32, key_splits=2)
     seconds = cpu_seconds({"ours": whole, "theirs": theirs}, 7)
     ratio = seconds["ours"] / seconds["theirs"]
-    print(f"step, Decorrelated MoCo against lightly's MoCo, which lacks two of its parts: ratio {ratio:.3f}", flush=True)
+    print(f"step, Decorrelated MoCo against lightly's MoCo, without its two parts: ratio {ratio:.3f}", flush=True)
     show("step, Decorrelated MoCo", whole, "without whitening", ours(0.5, whiten=False, key_splits=2), 1.1, 7)
     for size in (16, 32, 64):
         splits = 1 if size == 64 else 2  # 64 needs 128 samples in a chunk

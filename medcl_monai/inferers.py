@@ -20,9 +20,11 @@ class SegmentationInferer(Inferer):
         slice_axis: the axis that 2D slices are perpendicular to, 0 to 2; unused in 3D.
         batch_size: slices or windows per forward pass.
         overlap: of neighbouring windows, as a share of `roi_size`, 0 up to 1.
+        multiple: of which the network needs every side of its input.
 
     Raises:
-        ValueError: `roi_size` has not `spatial_dims` entries, or the input is not a batch of volumes.
+        ValueError: `roi_size` has not `spatial_dims` entries, or a side that is no multiple; the input is not a batch
+            of volumes.
 
     Example:
         >>> import torch
@@ -39,11 +41,14 @@ class SegmentationInferer(Inferer):
         slice_axis: int = 2,
         batch_size: int = 8,
         overlap: float = 0.25,
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3) or len(roi_size) != spatial_dims:
             raise ValueError(f"roi_size {tuple(roi_size)} must have one entry per axis of a {spatial_dims}D network")
         roi = [int(side) for side in roi_size]
+        if any(side % multiple for side in roi):
+            raise ValueError(f"roi_size {tuple(roi)}: the network needs multiples of {multiple} in every axis")
         self.window = roi if spatial_dims == 3 else [*roi[:slice_axis], 1, *roi[slice_axis:]]
         windows = {"roi_size": roi, "sw_batch_size": batch_size, "overlap": overlap, "mode": "gaussian"}
         self.inferer = SlidingWindowInferer(**windows) if spatial_dims == 3 else SliceInferer(slice_axis, **windows)

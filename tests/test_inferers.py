@@ -34,3 +34,8 @@ def test_sizes_that_do_not_fit_are_named():
         SegmentationInferer([8, 8, 8])
     with pytest.raises(ValueError, match="takes volumes"):
         SegmentationInferer([8, 8])(torch.zeros(1, 1, 8, 8), nn.Conv2d(1, 1, 1))
+
+
+def test_a_region_that_the_network_cannot_take_is_named():
+    with pytest.raises(ValueError, match=r"roi_size \(80, 96\): the network needs multiples of 32"):
+        SegmentationInferer([80, 96], multiple=32)

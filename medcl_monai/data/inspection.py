@@ -142,7 +142,7 @@ def _knobs(sizes: np.ndarray, spacings: np.ndarray, structures: Mapping[str, str
     spacing = suggest_spacing(float(np.percentile(extents, 95, axis=0).max()), grid.extent)
     pixels = np.ceil(extents.max(0) / spacing - 1e-6)
     roi = [int(math.ceil(side / grid.multiple) * grid.multiple) for side in pixels]
-    suggested = {"pixel_spacing": spacing, "roi_size": roi, **({"sample_size": roi} if grid.sampled else {})}
+    suggested = {"pixel_spacing": spacing, "roi_size": roi, **({"sample_size": [max(roi)] * 2} if grid.sampled else {})}
     return {"structures": dict(structures), **suggested} if structures else suggested
 
 

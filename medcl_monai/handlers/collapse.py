@@ -61,7 +61,7 @@ class CollapseMonitor:
             does not belong here: it is least where embeddings are equal.
 
     Raises:
-        ValueError: `interval` below 1.
+        ValueError: `interval` below 1, or a name where a list of names is expected.
     """
 
     @knob_types
@@ -74,6 +74,8 @@ class CollapseMonitor:
     ) -> None:
         if interval < 1:
             raise ValueError(f"CollapseMonitor: interval must be at least 1 step, got {interval}")
+        if isinstance(keys, str) or isinstance(terms, str):
+            raise ValueError(f"CollapseMonitor: keys {keys!r} and terms {terms!r} must be lists of names")
         self.interval, self.keys, self.pairs, self.terms = interval, tuple(keys), tuple(map(tuple, pairs)), tuple(terms)
         self._rows: dict[str, deque[Tensor]] = {}
         self._spread_at_start: dict[str, float] = {}
@@ -151,7 +153,8 @@ class CollapseMonitor:
         figures[f"{key}.numerical_rank"] = float(numerical_rank(values))
         figures[f"{key}.participation_ratio"] = float(participation_ratio(rows))
         figures[f"{key}.feature_spread"] = float(feature_spread(self._rows[key][-1]))
-        self._spread_at_start.setdefault(key, figures[f"{key}.feature_spread"])
+        if math.isfinite(figures[f"{key}.feature_spread"]):
+            self._spread_at_start.setdefault(key, figures[f"{key}.feature_spread"])
         return values
 
     def _measure_pairs(self, output: Mapping[str, Tensor], figures: dict[str, float]) -> None:
@@ -165,7 +168,7 @@ class CollapseMonitor:
         """The alarms of a key: figure to what is wrong."""
         rows, width = sum(map(len, self._rows[key])), self._rows[key][0].shape[1]
         directions, spread = figures[f"{key}.numerical_rank"], figures[f"{key}.feature_spread"]
-        start, alarms = self._spread_at_start[key], {}
+        start, alarms = self._spread_at_start.get(key, 0.0), {}
         if rows >= rows_for_rank(width) and directions < RANK_BAR * width:
             alarms[f"{key}.numerical_rank"] = (
                 f"{key} has a numerical rank of {directions:.0f}, below {RANK_BAR:.0%} of its width {width}"

@@ -1,5 +1,6 @@
 """A penalty on correlated channels."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,13 +19,14 @@ def covariance_penalty(embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, 
         ValueError: fewer than 2 rows.
 
     Example:
-        >>> import torch
         >>> float(covariance_penalty(torch.tensor([[1.0, 1.0], [-1.0, -1.0]])))
         4.0
     """
     rows = gather(embeddings)
     if len(rows) < 2:
         raise ValueError(f"covariance_penalty: {len(rows)} rows have no covariance, at least 2 are needed")
-    centred = rows - rows.mean(0)
-    covariance = centred.T @ centred / (len(rows) - 1)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / rows.shape[1]
+    with torch.autocast(rows.device.type, enabled=False):  # autocast would take the products in half precision
+        centred = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        centred = centred - centred.mean(0)
+        covariance = centred.T @ centred / (len(rows) - 1)
+        return (covariance.square().sum() - covariance.diagonal().square().sum()) / rows.shape[1]

@@ -11,6 +11,7 @@ from medcl_monai.distributed import mean_over_processes
 from medcl_monai.knobs import knob_types
 from medcl_monai.losses.positional import TIE, check_temperature
 
+NO_RADIUS = (None, "none", "null")  # words too: MONAI drops an override of None, and the file's value would stand
 LEAST = -1e30  # a masked logit: finite, so that a row of masked ones has a gradient of 0 and not NaN
 
 
@@ -22,7 +23,7 @@ class QueueInfoNCELoss(nn.Module):
     Args:
         temperature: divides the cosine similarities; the paper's τ. No unit, above 0.
         exclude_radius: older keys of the query's own subject no farther than this share of the axis are no negatives;
-            0: only those of the very same place; None: all are negatives, as in MoCo.
+            0: only those of the very same place; None or "none": all are negatives, as in MoCo.
         weight: of this term in the sum that is minimised. No unit.
 
     Raises:
@@ -31,10 +32,11 @@ class QueueInfoNCELoss(nn.Module):
 
     @knob_types
     def __init__(
-        self, temperature: float = 0.2, exclude_radius: float | None = 0.0, weight: float = 1.0
+        self, temperature: float = 0.2, exclude_radius: float | str | None = 0.0, weight: float = 1.0
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        exclude_radius = None if exclude_radius in NO_RADIUS else float(exclude_radius)
         if exclude_radius is not None and exclude_radius < 0:
             raise ValueError(f"exclude_radius must be 0 or more (share of the axis) or None, got {exclude_radius}")
         self.temperature, self.exclude_radius, self.weight = temperature, exclude_radius, weight
@@ -51,7 +53,7 @@ class QueueInfoNCELoss(nn.Module):
 
 def queue_infonce(
     query: Float[Tensor, "batch dim"],
-    key: Float[Tensor, "batch dim"],
+    key: Float[Tensor, "keys key_dim"],
     queue: Float[Tensor, "rows width"],
     temperature: float,
     masked: Bool[Tensor, "batch rows"] | None = None,
@@ -69,7 +71,8 @@ def queue_infonce(
         masked: rows of the queue that are no negatives of a query; None: all are.
 
     Raises:
-        ValueError: `temperature` is not above 0, or the queue is of another width.
+        ValueError: `temperature` is not above 0, the queue is of another width, or the keys are not as many as the
+            queries.
 
     Example:
         >>> same = torch.ones(1, 1)
@@ -81,7 +84,7 @@ def queue_infonce(
 
 def queue_infonce_rows(
     query: Float[Tensor, "batch dim"],
-    key: Float[Tensor, "batch dim"],
+    key: Float[Tensor, "keys key_dim"],
     queue: Float[Tensor, "rows width"],
     temperature: float,
     masked: Bool[Tensor, "batch rows"] | None = None,
@@ -90,6 +93,10 @@ def queue_infonce_rows(
     check_temperature(temperature)
     if queue.shape[1] != query.shape[1]:
         raise ValueError(f"the queue's rows are {queue.shape[1]} wide, the queries {query.shape[1]}: they must agree")
+    if key.shape != query.shape:
+        raise ValueError(
+            f"keys are {tuple(key.shape)}, queries {tuple(query.shape)}: each query needs its own key, of its process"
+        )
     with torch.autocast(query.device.type, enabled=False):  # autocast would take the logits in half precision
         dtype = torch.promote_types(query.dtype, torch.float32)
         scaled = query.to(dtype) / temperature
@@ -110,4 +117,5 @@ def same_place(
 ) -> Bool[Tensor, "batch rows"]:
     """Which rows of a queue are of a query's own subject and no farther than `radius` (share of the axis) from it."""
     far = position[:, None].double() - queue_position
-    return (subject[:, None] == queue_subject) & (far.abs() <= radius + TIE)
+    own = (subject[:, None] == queue_subject) & (queue_subject >= 0)  # -1 is nobody
+    return own & (far.abs() <= radius + TIE)

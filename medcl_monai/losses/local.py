@@ -32,7 +32,7 @@ class LocalInfoNCELoss(nn.Module):
 
     Args:
         temperature: divides the cosine similarities, above 0.
-        regions: per sample, at least 1.
+        regions: per sample, at least 2.
         overdraw: so many times as many points are tried to find them, at least 1.
         min_distance: regions nearer than this in either view are no negatives of each other; cells of the map, 0 or
             more.
@@ -55,9 +55,9 @@ class LocalInfoNCELoss(nn.Module):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        if regions < 1 or overdraw < 1 or min_distance < 0:
+        if regions < 2 or overdraw < 1 or min_distance < 0:
             raise ValueError(
-                f"LocalInfoNCELoss: regions {regions} and overdraw {overdraw} must be at least 1, "
+                f"LocalInfoNCELoss: regions {regions} must be at least 2, overdraw {overdraw} at least 1, "
                 f"min_distance {min_distance} 0 or more"
             )
         self.temperature, self.regions, self.overdraw, self.min_distance = temperature, regions, overdraw, min_distance
@@ -71,12 +71,13 @@ class LocalInfoNCELoss(nn.Module):
             target: holds ``warp_1``, ``warp_2``, perhaps ``foreground_1``; or ready ``regions``.
         """
         query, key = output["local_query"], output["local_key"]
-        regions = target.get("regions") or self._draw(target, query)
-        anchor = sample_regions(query, regions.points_1)
-        positive, regions = self.match(anchor, key, regions)
-        near = near_regions(regions, key.shape[2:], self.min_distance)
-        rows = local_infonce_rows(anchor, positive, regions.valid, near, self.temperature)
-        return {"local": self.weight * mean_over_processes(rows, regions.valid)}
+        with torch.autocast(query.device.type, enabled=False):  # places and cosines would be found in half precision
+            regions = Regions(*target["regions"]) if "regions" in target else self._draw(target, query)
+            anchor = sample_regions(query, regions.points_1)
+            positive, regions = self.match(anchor, key, regions)
+            near = near_regions(regions, key.shape[2:], self.min_distance)
+            rows = local_infonce_rows(anchor, positive, regions.valid, near, self.temperature)
+            return {"local": self.weight * mean_over_processes(rows, regions.valid)}
 
     def _draw(self, target: Mapping[str, object], like: Tensor) -> Regions:
         if "warp_1" in target:
@@ -109,7 +110,7 @@ def match_by_feature(
     sides = torch.tensor(tuple(size)[::-1], device=best.device)
     points_2 = ((2 * places + 1) / sides - 1).to(regions.points_1)
     positive = cells.mT.gather(1, best[..., None].expand(-1, -1, cells.shape[1]))
-    return positive, Regions(regions.points_1, points_2, torch.ones_like(regions.valid))
+    return positive, regions._replace(points_2=points_2)
 
 
 def near_regions(

@@ -84,8 +84,11 @@ class DecorrelatedMoCo(PretrainingNetwork):
         key_splits: int = 4,
     ) -> None:
         super().__init__()
-        if key_splits < 1:
-            raise ValueError(f"DecorrelatedMoCo: key_splits must be at least 1, got {key_splits}")
+        if min(key_splits, projection_dim, local_dim, local_hidden) < 1:
+            raise ValueError(
+                f"DecorrelatedMoCo: key_splits {key_splits}, projection_dim {projection_dim}, local_dim {local_dim} "
+                f"and local_hidden {local_hidden} must be at least 1"
+            )
         if backbone.backbone in SEVERED:
             logger.warning(
                 "%s: MONAI's shortcuts of this network pass no gradient, and it cannot be exported; resnet10 and "
@@ -106,7 +109,7 @@ class DecorrelatedMoCo(PretrainingNetwork):
         backbone.register_load_state_dict_post_hook(self._follow_loaded)
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings of both views, and the queue as it stood before this step.
+        """Embeddings of both views, and the queue of older keys (the buffer itself, which `update` changes).
 
         Args:
             views: ``view_1``, ``view_2`` (B, C, *S), ``subject``, ``position`` (B,).
@@ -117,7 +120,7 @@ class DecorrelatedMoCo(PretrainingNetwork):
             ``features`` (B, C), the pooled last map before whitening, without gradient; ``subject``, ``position``,
             ``queue_subject``, ``queue_position``.
         """
-        self._check_views(views["view_1"])
+        self._check_views(views["view_1"], views["view_2"])
         output = self._embed(views["view_1"], self._parts())
         with torch.no_grad():
             keys = self._keys(views["view_2"])
@@ -150,11 +153,11 @@ class DecorrelatedMoCo(PretrainingNetwork):
 
     def _embed(self, view: Tensor, parts: dict[str, nn.Module] | nn.ModuleDict) -> dict[str, Tensor]:
         maps = list(parts["encoder"](view))
-        whitened = parts["whiten"](maps[-1]).flatten(2).float().mean(2)
+        whitened = pooled(parts["whiten"](maps[-1]))
         output = {
             "query": unit(parts["projector"](whitened)),
             "whitened": whitened,
-            "features": maps[-1].detach().flatten(2).float().mean(2),
+            "features": pooled(maps[-1].detach()),
         }
         if self.local_head is not None:
             read = decode_blocks(parts["decoder"], maps) if self.decoder_stages else maps[self.level]
@@ -174,8 +177,10 @@ class DecorrelatedMoCo(PretrainingNetwork):
         names = [name for name in ("query", "local_query") if name in chunks[0]]
         return {name: torch.cat([chunk[name] for chunk in chunks])[back] for name in names}
 
-    def _check_views(self, view: Tensor) -> None:
+    def _check_views(self, view: Tensor, other: Tensor) -> None:
         size = tuple(view.shape[2:])
+        if len(view) != len(other):
+            raise ValueError(f"DecorrelatedMoCo: view_1 holds {len(view)} samples, view_2 {len(other)}")
         if len(view) % self.key_splits:
             raise ValueError(f"DecorrelatedMoCo: batch of {len(view)} is not divisible by key_splits={self.key_splits}")
         if self.decoder_stages and any(side % STRIDE for side in size):
@@ -223,6 +228,11 @@ def local_head(spatial_dims: int, in_channels: int, hidden: int, out_channels: i
     )
 
 
+def pooled(x: Tensor) -> Tensor:
+    """Mean of a map over its positions, in fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(2).mean(2)
+
+
 def unit(x: Tensor) -> Tensor:
     """Rows of length 1, in fp32 at least."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
@@ -259,7 +269,7 @@ class DecorrelatedMoCoLoss(nn.Module):
         overdraw: float = 4.0,
         min_distance: float = 1.0,
         match: Callable | None = None,
-        exclude_radius: float | None = 0.0,
+        exclude_radius: float | str | None = 0.0,
         covariance_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -298,6 +308,9 @@ class DecorrelatedMoCoViews:
         noise: largest standard deviation.
         blur: share of the views that are blurred, σ 0.1 to 2 pixels.
         foreground: intensity of the sample above which there is tissue: regions of air look alike.
+
+    Raises:
+        ValueError: a number out of range; on a call: see `random_crop_warp`.
     """
 
     @knob_types
@@ -314,6 +327,11 @@ class DecorrelatedMoCoViews:
         blur: float = 0.0,
         foreground: float = 0.02,
     ) -> None:
+        if min(gamma, contrast, shift, noise, blur) < 0 or max(contrast, blur) > 1 or min(view_size) < 1:
+            raise ValueError(
+                f"DecorrelatedMoCoViews: gamma {gamma}, shift {shift} and noise {noise} must be 0 or more, "
+                f"contrast {contrast} and blur {blur} 0 to 1, view_size {tuple(view_size)} 1 and up"
+            )
         self.view_size, self.crop = tuple(view_size), (tuple(area_range), aspect, rotation)
         self.gamma, self.contrast, self.shift, self.noise, self.blur = gamma, contrast, shift, noise, blur
         self.foreground = foreground

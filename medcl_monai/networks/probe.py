@@ -1,5 +1,6 @@
 """Linear evaluation: what a frozen encoder's maps tell, read by one linear layer."""
 
+import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.nets import FlexibleUNet
@@ -40,6 +41,8 @@ class LinearProbe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, *S) of images (B, C, *S)."""
         maps = self.encoder(x)
-        logits = [classify(values) for classify, values in zip(self.classifiers, maps, strict=True)]
-        grown = [F.interpolate(values, size=x.shape[2:], mode=self.mode, align_corners=False) for values in logits]
-        return sum(grown[1:], grown[0])
+        logits: list[Tensor] = []
+        for place, classify in enumerate(self.classifiers):  # as TorchScript reads it
+            found = classify(maps[place])
+            logits.append(F.interpolate(found, size=x.shape[2:], mode=self.mode, align_corners=False))
+        return torch.stack(logits).sum(0)

@@ -11,7 +11,8 @@ from medcl_monai.distributed import from_first, total, world_size
 from medcl_monai.knobs import knob_types
 
 logger = logging.getLogger(__name__)
-NEWTON_STEPS = 22  # enough for a condition of g / eps with the default ridge; a fixed count asks the device nothing
+# enough for the worst condition that the type can tell (each step divides it by 2.25); asks the device nothing
+NEWTON_STEPS = {torch.float32: 28, torch.float64: 56}
 SMALLEST = 1e-12  # eigenvalue
 
 
@@ -29,7 +30,7 @@ def inverse_root_eigh(matrices: Float[Tensor, "*batch g g"]) -> Float[Tensor, "*
 
 
 def inverse_root_newton(
-    matrices: Float[Tensor, "*batch g g"], steps: int = NEWTON_STEPS
+    matrices: Float[Tensor, "*batch g g"], steps: int | None = None
 ) -> Float[Tensor, "*batch g g"]:
     """Σ^(-1/2) of symmetric positive matrices by products alone: the coupled Newton-Schulz iteration.
 
@@ -38,12 +39,12 @@ def inverse_root_newton(
 
     Args:
         matrices: (…, g, g).
-        steps: of the iteration; 22 suffice for a condition of g / 1e-4.
+        steps: of the iteration; 22 suffice for a condition of g / 1e-4. None: 28 in fp32, 56 in fp64.
     """
     eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    norm = matrices.flatten(-2).norm(dim=-1)[..., None, None]
+    norm = matrices.flatten(-2).norm(dim=-1)[..., None, None].clamp(min=SMALLEST)
     y, z = matrices / norm, eye.expand_as(matrices)
-    for _ in range(steps):
+    for _ in range(NEWTON_STEPS[matrices.dtype] if steps is None else steps):
         turn = 1.5 * eye - 0.5 * z @ y
         y, z = y @ turn, turn @ z
     return z / norm.sqrt()
@@ -65,7 +66,8 @@ class WhitenZCA(nn.Module):
         floor: ridge in squared units of the features, 0 or more.
         momentum: share of a batch in the running statistics, 0 to 1.
         inverse_root: `inverse_root_eigh` or `inverse_root_newton`.
-        shuffle_groups: fresh random groups in every batch (Hua et al. 2021, https://arxiv.org/abs/2105.00470).
+        shuffle_groups: fresh random groups in every batch (Hua et al. 2021, https://arxiv.org/abs/2105.00470); `eval`
+            and `fold` use the groups in order.
 
     Raises:
         ValueError: a number out of range; in `forward`: too few samples.
@@ -104,7 +106,13 @@ class WhitenZCA(nn.Module):
             return white.unflatten(1, (len(x), *x.shape[2:])).movedim(0, 1)
 
     def fold(self, spatial_dims: int) -> nn.Module:
-        """The layer with its running statistics as a grouped convolution, 1 wide: for deployment or a linear probe."""
+        """The layer with its running statistics as a grouped convolution, 1 wide: for deployment or a linear probe.
+
+        Raises:
+            ValueError: `spatial_dims` is not 1, 2 or 3.
+        """
+        if spatial_dims not in (1, 2, 3):
+            raise ValueError(f"WhitenZCA.fold: spatial_dims must be 1, 2 or 3, got {spatial_dims}")
         convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_dims - 1]
         groups = self.channels // self.group_size
         layer = convolution(self.channels, self.channels, 1, groups=groups).to(self.running_mean)
@@ -124,14 +132,16 @@ class WhitenZCA(nn.Module):
         mean = sums[:-1] / samples
         centred = rows - mean[:, None]
         covariance = self._covariance(centred, samples)
+        if self.shuffle_groups:
+            order = from_first(torch.randperm(self.channels)).to(rows.device)
+            shuffled = centred[order]
+            white = self._whiten(shuffled, self._covariance(shuffled, samples))[order.argsort()]
+        else:
+            white = self._whiten(centred, covariance)
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_covariance.lerp_(covariance.to(self.running_covariance), self.momentum)
-        if not self.shuffle_groups:
-            return self._whiten(centred, covariance)
-        order = from_first(torch.randperm(self.channels)).to(rows.device)
-        shuffled = centred[order]
-        return self._whiten(shuffled, self._covariance(shuffled, samples))[order.argsort()]
+        return white
 
     def _covariance(self, centred: Float[Tensor, "channels samples"], samples: Tensor) -> Float[Tensor, "groups g g"]:
         grouped = centred.unflatten(0, (-1, self.group_size))
@@ -152,9 +162,10 @@ class WhitenZCA(nn.Module):
     def _check(self, samples: int, shape: torch.Size) -> None:
         g = self.group_size
         positions = " x ".join(map(str, shape[2:])) or "1"
+        where = f"{shape[0]} x {positions} positions" + (" in each process" if world_size() > 1 else "")
         if samples < 2 * g:
             raise ValueError(
-                f"WhitenZCA: {samples} samples ({shape[0]} x {positions} positions) cannot whiten groups of {g}: at "
+                f"WhitenZCA: {samples} samples ({where}) cannot whiten groups of {g}: at "
                 f"least {2 * g} are needed, {4 * g} are better; lower group_size or key_splits, or raise the batch"
             )
         if samples < 4 * g and not self._warned:

@@ -17,11 +17,22 @@ def residual_encoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
     Args:
         weights: name to tensor, of the file.
         own: name to tensor, of the network.
+
+    Raises:
+        ValueError: the file's encoder is another one than the network's.
     """
     if any(name.startswith(ENCODER) for name in weights):
-        return dict(weights)
-    renamed = {f"{ENCODER}{name}": value for name, value in weights.items() if not name.startswith("fc.")}
+        renamed = dict(weights)
+    else:
+        renamed = {f"{ENCODER}{name}": value for name, value in weights.items() if not name.startswith("fc.")}
+    theirs, ours = ({name for name in part if name.startswith(ENCODER)} for part in (renamed, own))
+    if weights and theirs != ours:
+        lone = sorted(theirs ^ ours)
+        raise ValueError(
+            f"the weights are of another encoder: {len(theirs)} tensors, {len(ours)} are expected; "
+            f"only one of the two has {lone[0]!r}"
+        )
     first = f"{ENCODER}conv1.weight"
-    if first in renamed and first in own and renamed[first].shape[1] == 3 and own[first].shape[1] == 1:
+    if weights and renamed[first].shape[1] == 3 and own[first].shape[1] == 1:
         renamed[first] = renamed[first].sum(1, keepdim=True)
     return renamed

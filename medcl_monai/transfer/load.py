@@ -69,6 +69,8 @@ def load_pretrained(
     own = network.state_dict()
     path = starting_weights(path)
     weights = {} if path is None else read_weights(path)
+    if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        raise ValueError(f"{path} is not loaded: its tensor {bad[0]!r} ({len(bad)} in all) is not finite")
     weights = weights if layout is None else layout(weights, own)
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
     carried = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
@@ -104,7 +106,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist: run pretrain.json first, or start from scratch with --pretrained none"
+            f"{path} does not exist: give what a run of pretrain.json has written, or none to start from scratch"
         )
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)

@@ -37,7 +37,7 @@ def draw_regions(
         points of view 1, points of view 2 (last spatial axis first, in [-1, 1]), and which are valid.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or a warp that cannot be inverted.
     """
     if regions < 1 or overdraw < 1:
         raise ValueError(f"draw_regions: regions {regions} and overdraw {overdraw} must be at least 1")
@@ -46,7 +46,8 @@ def draw_regions(
     cells = torch.cartesian_prod(*[torch.arange(side)] * dims).reshape(-1, dims)
     numbers = torch.rand(batch, len(cells), dims + 1, generator=generator)
     points_1 = ((cells + numbers[..., :dims]) * (2 / side) - 1).to(warp_1)
-    points_2 = into_view(warp_2, apply_warp(warp_1, points_1))
+    with torch.autocast(warp_1.device.type, enabled=False):  # half precision would miss by pixels
+        points_2 = into_view(warp_2, apply_warp(warp_1, points_1))
     valid = (points_2.abs() <= 1).all(-1)
     if foreground_1 is not None:
         valid &= sample_regions(foreground_1, points_1)[..., 0] > 0.5
@@ -59,7 +60,10 @@ def into_view(
     warp: Float[Tensor, "batch axes columns"], points: Float[Tensor, "batch points axes"]
 ) -> Float[Tensor, "batch points axes"]:
     """View coordinates of points given in sample coordinates: the inverse of `apply_warp`."""
-    return torch.linalg.solve(warp[:, :, :-1], (points - warp[:, None, :, -1]).mT).mT
+    try:
+        return torch.linalg.solve(warp[:, :, :-1], (points - warp[:, None, :, -1]).mT).mT
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f"a warp cannot be inverted: {error}") from error
 
 
 def sample_regions(

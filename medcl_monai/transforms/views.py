@@ -64,7 +64,8 @@ def random_crop_warp(
 ) -> Float[Tensor, "batch axes columns"]:
     """Random warps (B, D, D + 1) whose views are rotated crops of the sample, as ``affine_grid`` takes them.
 
-    A crop has `area_range` of the sample's area (3D: volume); before its rotation about its own centre it lies inside.
+    A crop has `area_range` of the sample's area (3D: volume), less where a side would be longer than the sample's;
+    before its rotation about its own centre it lies inside.
 
     Args:
         batch: number of samples.

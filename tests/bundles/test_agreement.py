@@ -21,12 +21,12 @@ MAY_DIFFER = {
         "features", "stages", "projection_dim", "image_weight", "pixel_weight", "feature_weight", "temperature",
         "threshold", "base_temperature", "rotation", "scale_range", "translation", "aligned_jitter", "view_jitter",
         "backbone_name", "momentum", "queue_size", "key_splits", "exclude_radius", "local_weight", "local_level",
-        "regions", "whiten", "group_size",
+        "regions", "blur", "whiten", "group_size",
     },
     "train.json": METHOD - {"transfer"} | PREPARED | BUDGET | {
-        "features", "backbone_name", "roi_size", "coverage", "encoder", "encoder_lr_scale",
+        "features", "backbone_name", "roi_size", "coverage", "encoder", "encoder_lr_scale", "validate::inferer",
     },
-    "inference.json": {"_desc_", "network_def", "features", "backbone_name", "roi_size", "preprocessing"},
+    "inference.json": {"_desc_", "network_def", "features", "backbone_name", "roi_size", "preprocessing", "inferer"},
     "metadata.json": {"name", "task", "description", "references", "changelog", "network_data_format"},
 }
 

@@ -102,6 +102,8 @@ def test_older_keys_of_the_same_place_are_masked_and_those_of_nobody_never():
     stock = QueueInfoNCELoss(0.5, exclude_radius=None)(output([0, 0], [0.5, 0.9]))["global"]
     assert float(stock) == pytest.approx(1.1912382, abs=1e-6)
     assert float(QueueInfoNCELoss(0.5)(output([-1, -1], [0.5, 0.5]))["global"]) == float(stock)
+    assert not same_place(torch.tensor([-1]), torch.zeros(1), torch.tensor([-1]), torch.zeros(1), 0.0).any()
+    assert QueueInfoNCELoss(exclude_radius="none").exclude_radius is None
 
 
 def test_impossible_numbers_and_another_width_are_named():
@@ -111,6 +113,8 @@ def test_impossible_numbers_and_another_width_are_named():
         QueueInfoNCELoss(exclude_radius=-0.1)
     with pytest.raises(ValueError, match="rows are 3 wide, the queries 2"):
         queue_infonce(QUERY, KEY, torch.ones(4, 3, dtype=F64), 0.2)
+    with pytest.raises(ValueError, match=r"keys are \(1, 2\), queries \(2, 2\): each query needs its own key"):
+        queue_infonce(QUERY, KEY[:1], QUEUE, 0.2)
 
 
 def test_the_covariance_penalty_is_the_mean_square_of_the_off_diagonal():
@@ -118,5 +122,10 @@ def test_the_covariance_penalty_is_the_mean_square_of_the_off_diagonal():
     covariance = torch.cov(x.T)
     expected = (covariance - torch.diag(covariance.diagonal())).square().sum() / 4
     torch.testing.assert_close(covariance_penalty(x), expected)
+    half = x.float() * 300
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(covariance_penalty(half), covariance_penalty(half))
+        inside = covariance_penalty(half)
+    assert torch.equal(inside, covariance_penalty(half))
     with pytest.raises(ValueError, match="1 rows have no covariance"):
         covariance_penalty(x[:1])

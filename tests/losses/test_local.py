@@ -113,8 +113,24 @@ def test_the_term_needs_warps_only_where_places_are_matched():
     with pytest.raises(ValueError, match="match_by_location needs warp_1 and warp_2"):
         LocalInfoNCELoss(regions=4)(output, {})
     assert torch.isfinite(LocalInfoNCELoss(regions=4, match=match_by_feature)(output, {})["local"])
-    with pytest.raises(ValueError, match="regions 0 and overdraw 4"):
-        LocalInfoNCELoss(regions=0)
+    with pytest.raises(ValueError, match="regions 1 must be at least 2"):
+        LocalInfoNCELoss(regions=1)
+
+
+@pytest.mark.parametrize("match", [match_by_location, match_by_feature])
+def test_air_costs_nothing_and_autocast_changes_nothing(match):
+    values = torch.randn(2, 3, 8, 6, 6)
+    warp = torch.tensor([[0.6, 0.1, 0.1], [-0.1, 0.7, 0.0]]).expand(3, -1, -1)
+    output = {"local_query": values[0], "local_key": values[1]}
+    target = {"warp_1": warp, "warp_2": torch.eye(2, 3).expand(3, -1, -1)}
+    found = []
+    for amp in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            found.append(LocalInfoNCELoss(0.05, match=match)(output, target)["local"])
+    assert torch.equal(*found)
+    air = {**target, "foreground_1": torch.zeros(3, 1, 8, 8)}
+    assert float(LocalInfoNCELoss(match=match)(output, air)["local"]) == 0
 
 
 def test_looking_like_oneself_is_cheaper_than_looking_like_another():

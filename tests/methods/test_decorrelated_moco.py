@@ -164,8 +164,10 @@ def test_what_does_not_fit_is_named(knobs, size, said):
 
 
 def test_knobs_out_of_range_are_named_and_severed_encoders_warned_of(caplog):
-    with pytest.raises(ValueError, match="key_splits must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="key_splits 0, projection_dim 128"):
         network(key_splits=0)
+    with pytest.raises(ValueError, match=r"contrast 5\.0 and blur 0\.0 0 to 1"):
+        DecorrelatedMoCoViews((64, 64), contrast=5.0)
     with pytest.raises(ValueError, match="group_size 60 must divide the 512 channels"):
         network(group_size=60)
     with caplog.at_level(logging.WARNING):
@@ -251,8 +253,29 @@ def test_a_colour_network_starts_the_encoder_and_sees_grey_as_three_equal_channe
     image = torch.randn(2, 1, 64, 64)
     ours, theirs = encode(grey.eval(), image)[-1], colour(image.expand(-1, 3, -1, -1))[-1]
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    torch.save(ResNetFeatures("resnet18", False, 2, 3).state_dict(), tmp_path / "deeper.pt")
+    with pytest.raises(ValueError, match=r"another encoder: 102 tensors, 72 are expected.*'encoder.layer1.1"):
+        load_pretrained(tmp_path / "deeper.pt", grey, layout=residual_encoder)
     own = {name: value for name, value in grey.state_dict().items() if name.startswith("encoder.")}
     assert residual_encoder(own, grey.state_dict()).keys() == own.keys()
+
+
+def test_a_network_of_double_precision_stays_one():
+    net, (views, _) = network().double(), made()
+    output = net({name: view.double() for name, view in views.items()})
+    assert output["query"].dtype == output["whitened"].dtype == torch.float64
+    with pytest.raises(ValueError, match="view_1 holds 8 samples, view_2 6"):
+        net({**views, "view_2": views["view_2"][:6]})
+
+
+def test_a_checkpoint_of_another_queue_size_is_named():
+    from pathlib import Path
+
+    from medcl_monai.handlers.checkpoint import _check
+
+    state = {"network": network().state_dict(), "iteration": 0, "optimizer": {}, "handlers": {}}
+    with pytest.raises(ValueError, match=r"tensor 'queue.features' is \(16, 128\) there, \(32, 128\) is expected"):
+        _check(Path("checkpoint_1.pt"), state, network(queue_size=32).state_dict())
 
 
 def test_export_of_the_segmenter_scripts():

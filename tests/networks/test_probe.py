@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,17 @@ def test_the_probe_is_one_convolution_of_the_enlarged_maps_side_by_side(dims, mo
     convolve = F.conv2d if dims == 2 else F.conv3d
     whole = convolve(torch.cat(maps, 1), torch.cat([layer.weight for layer in layers], 1), layers[-1].bias)
     torch.testing.assert_close(probe(image), whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_probe_exports():
+    """In a process of its own: the type checks of the tests cannot be scripted."""
+    code = (
+        "import torch; from monai.networks.nets import FlexibleUNet; from medcl_monai import LinearProbe\n"
+        "probe, image = LinearProbe(FlexibleUNet(1, 2, 'resnet10'), 3).eval(), torch.randn(1, 1, 64, 64)\n"
+        "torch.testing.assert_close(torch.jit.script(probe)(image), probe(image))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_only_the_classifier_learns_and_the_norms_stand_still():

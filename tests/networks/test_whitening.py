@@ -72,6 +72,15 @@ def test_more_newton_steps_change_nothing_even_for_features_of_one_direction():
     assert error(22) < 0.05 < error(16)
 
 
+@pytest.mark.parametrize("eps", [1e-4, 1e-7])
+def test_newton_reaches_what_fp64_can_tell_of_one_direction(eps):
+    rows = torch.randn(64, 1, dtype=F64) @ torch.randn(1, 256, dtype=F64)
+    matrix = rows @ rows.T / 256
+    matrix = matrix + eps * matrix.diagonal().mean() * torch.eye(64, dtype=F64)
+    torch.testing.assert_close(inverse_root_newton(matrix), inverse_root_eigh(matrix), rtol=1e-3, atol=1e-3 / eps**0.5)
+    assert torch.isfinite(inverse_root_newton(torch.zeros(2, 4, 4))).all()
+
+
 def test_the_gradient_at_equal_eigenvalues_is_finite_and_known():
     upstream = torch.randn(4, 4, dtype=F64)
     eye = torch.eye(4, dtype=F64, requires_grad=True)
@@ -187,8 +196,12 @@ def test_too_few_samples_and_odd_groups_are_named(caplog):
     assert caplog.text.count("48 samples for groups of 16 are few, 64 are better") == 1
     with pytest.raises(ValueError, match="group_size 5 must divide the 16 channels"):
         WhitenZCA(16, 5)
+    white = WhitenZCA(4, 4)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        WhitenZCA(4, 4)(torch.full((16, 4), float("nan")))
+        white(torch.full((16, 4), float("nan")))
+    assert all(bool(torch.isfinite(value).all()) for value in white.state_dict().values())
+    with pytest.raises(ValueError, match="spatial_dims must be 1, 2 or 3, got 0"):
+        white.fold(0)
 
 
 @pytest.mark.parametrize(

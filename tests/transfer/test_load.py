@@ -45,7 +45,7 @@ def test_too_little_is_refused_and_leaves_the_network_as_it_was(shared, unet):
 def test_from_scratch_carries_nothing_and_a_missing_file_names_both_ways_out(unet, tmp_path):
     for scratch in (None, "none", "null"):
         assert load_pretrained(scratch, unet(), 0.9).carried == ()
-    with pytest.raises(FileNotFoundError, match=r"run pretrain.json first, or .* --pretrained none"):
+    with pytest.raises(FileNotFoundError, match=r"give what a run of pretrain.json has written, or none"):
         load_pretrained(tmp_path / "gone.pt", unet())
 
 
@@ -111,3 +111,10 @@ def test_the_verb_reports_every_tensor_and_writes_the_whole_network(shared, tmp_
         build_network(str(tmp_path / "gone.json"))
     with pytest.raises(ValueError, match="is no network, but dict"):
         build_network('{"spatial_dims": 2}')
+
+
+def test_weights_that_are_not_finite_are_not_loaded(tmp_path):
+    network = nn.Linear(2, 2)
+    torch.save({"weight": torch.full((2, 2), float("nan")), "bias": torch.zeros(2)}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=r"bad.pt is not loaded: its tensor 'weight' \(1 in all\) is not finite"):
+        load_pretrained(tmp_path / "bad.pt", network)

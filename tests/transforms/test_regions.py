@@ -107,6 +107,11 @@ def test_a_turn_is_one_of_the_pixel_grid():
     assert float(F.cosine_similarity(pixels[:, 0], pixels[:, 1], dim=0)) == pytest.approx(0, abs=1e-5)
 
 
+def test_a_warp_that_cannot_be_inverted_is_named():
+    with pytest.raises(ValueError, match="a warp cannot be inverted"):
+        draw_regions(shifted(1.0, 0.0, 0.0), shifted(0.0, 0.0, 0.0), 4)
+
+
 @pytest.mark.parametrize("numbers", [(0, 4.0), (5, 0.5)])
 def test_impossible_numbers_are_named(numbers):
     with pytest.raises(ValueError, match="must be at least 1"):
