@@ -47,6 +47,7 @@ def segmenter():
 def in_each(rank, folder, work, *arguments):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     work(rank, folder, *arguments)
+    dist.barrier()  # a process that leaves while the other still writes would abort it
     dist.destroy_process_group()
 
 
