@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from medcl_monai.adaptation import adapt_bundle, grid_of
+from medcl_monai.adaptation import adapt_bundle, grid_of, set_knobs
 from medcl_monai.data.inspection import inspect_dataset
 from medcl_monai.data.splits import Split, split_dataset
 
@@ -40,6 +40,9 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
         inspection = inspect_dataset(dataset, grid=grid_of(root))
         print(inspection)
         root = adapt_bundle(root, Path("demo") / root.name, inspection.knobs).resolve()
+        for config in ("pretrain.json", "train.json"):  # the copy is a bundle for these data
+            if (root / "configs" / config).is_file():
+                set_knobs(root / "configs" / config, {"dataset_dir": dataset})
     split = split_dataset(dataset)
     output = root / "eval"
     _clear(output)

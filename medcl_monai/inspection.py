@@ -1,5 +1,6 @@
 """What is in a data set, and what weights make of it: figures, pictures and suggested knobs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,8 +28,8 @@ def inspect(
     """Describe a data set and suggest knobs for it; with `weights`, also what these make of its images.
 
     Of a data set: volumes, people, sizes, spacings, intensities, structures and the suggested knobs. Of weights on
-    it: the transfer report, effective rank, participation ratio and spread of the encoder's last map (pooled and
-    dense), the spectrum, and a map of similarity to the centre of a slice.
+    it, its images prepared with these knobs: the transfer report, effective rank, participation ratio and spread of
+    the encoder's last map (pooled) and of a dense one, the spectrum, and a map of similarity to the centre of a slice.
 
     Args:
         dataset: a Decathlon folder, imagesTr/ with or without labelsTr/, or any tree of volumes.
@@ -48,21 +49,25 @@ def inspect(
         ValueError: fewer than 8 samples, unreadable volumes, or weights of another network.
     """
     root = bundle_folder(bundle)
-    report = str(inspect_dataset(dataset, subjects, subject_pattern, grid_of(root)))
+    inspection = inspect_dataset(dataset, subjects, subject_pattern, grid_of(root))
+    report = str(inspection)
     if weights is None:
         return report
     if samples < 8:
         raise ValueError(f"inspect: samples={samples}: figures need at least 8")
     network = _parse(root / "configs" / "train.json", root, dataset).get_parsed_content("network_def")
     transfer = load_pretrained(weights, network, coverage=0.01)
-    images = _images(_parse(root / "configs" / "pretrain.json", root, dataset), samples)
+    images = _images(_parse(root / "configs" / "pretrain.json", root, dataset, inspection.knobs), samples)
     return "\n".join([report, f"{weights}: {transfer}", *_figures(network, images, Path(output))])
 
 
-def _parse(config: Path, root: Path, dataset: str) -> ConfigParser:
+def _parse(config: Path, root: Path, dataset: str, knobs: Mapping[str, object] | None = None) -> ConfigParser:
+    """A config of the bundle on the data set, with the knobs that it has set as suggested."""
     parser = ConfigParser()
     parser.read_config(str(config))
-    parser["bundle_root"], parser["dataset_dir"] = str(root), dataset
+    for name, value in {"bundle_root": str(root), "dataset_dir": dataset, **(knobs or {})}.items():
+        if name in parser.config:
+            parser[name] = value
     return parser
 
 
