@@ -13,6 +13,7 @@ from medcl_monai.losses.local import (
     match_by_location,
     near_regions,
 )
+from medcl_monai.transforms.regions import sample_regions
 
 F64 = torch.float64
 
@@ -92,6 +93,7 @@ def test_regions_nearer_than_a_cell_in_either_view_are_near():
         [True, True, False], [True, True, True], [False, True, True],
     ]
     assert near_regions(regions, (8, 4), 0.35)[0, 0].tolist() == [True, False, False]
+    assert torch.equal(near_regions(Regions(far, points, regions.valid), (8, 8), 1.0), near_regions(regions, (8, 8), 1.0))
 
 
 def test_regions_find_themselves_by_place_or_by_look():
@@ -131,6 +133,18 @@ def test_air_costs_nothing_and_autocast_changes_nothing(match):
     assert torch.equal(*found)
     air = {**target, "foreground_1": torch.zeros(3, 1, 8, 8)}
     assert float(LocalInfoNCELoss(match=match)(output, air)["local"]) == 0
+
+
+def test_the_term_is_the_mean_over_the_valid_regions_alone():
+    values = torch.randn(2, 2, 8, 6, 6)
+    points = torch.rand(2, 2, 5, 2) * 2 - 1
+    valid = torch.tensor([[True, False, True, True, False], [False, True, True, False, False]])
+    regions = Regions(*points, valid)
+    term = LocalInfoNCELoss(min_distance=0.0)(
+        {"local_query": values[0], "local_key": values[1]}, {"regions": regions}
+    )["local"]
+    pair = [sample_regions(x, p) for x, p in zip(values, points, strict=True)]
+    torch.testing.assert_close(term, local_infonce(*pair, valid, torch.zeros(2, 5, 5, dtype=torch.bool), 0.2))
 
 
 def test_looking_like_oneself_is_cheaper_than_looking_like_another():
