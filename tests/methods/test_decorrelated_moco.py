@@ -1,8 +1,12 @@
 import logging
+import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
+from monai.bundle import create_workflow
 from monai.networks.nets import FlexibleUNet, resnet10
 from monai.networks.nets.resnet import ResNetFeatures
 from torch import nn
@@ -269,8 +273,6 @@ def test_a_network_of_double_precision_stays_one():
 
 
 def test_a_checkpoint_of_another_queue_size_is_named():
-    from pathlib import Path
-
     from medcl_monai.handlers.checkpoint import _check
 
     state = {"network": network().state_dict(), "iteration": 0, "optimizer": {}, "handlers": {}}
@@ -288,3 +290,26 @@ def test_without_whitening_the_map_is_averaged_as_it_is():
     output = net(views)
     assert isinstance(net.whiten, nn.Identity)
     torch.testing.assert_close(output["whitened"], output["features"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_whitening_ends_the_small_profile_at_a_lower_global_loss(tmp_path):
+    """The bundle's own run on the example population: mean of the last 25 of 200 steps."""
+    bundle = Path(__file__).parents[2] / "bundles" / "decorrelated_moco"
+    ends = {}
+    for whiten in (True, False):
+        root = tmp_path / str(whiten) / bundle.name
+        shutil.copytree(bundle, root, ignore=shutil.ignore_patterns("eval", "models"))
+        workflow = create_workflow(
+            config_file=str(root / "configs" / "pretrain.json"), workflow_type="train", logging_file=False,
+            bundle_root=str(root), whiten=whiten,
+        )
+        trainer, losses = workflow.parser.get_parsed_content("train::trainer"), []
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED,
+            lambda engine, losses=losses: losses.append(float(engine.state.output[0]["terms"]["global"])),
+        )
+        workflow.run()
+        ends[whiten] = sum(losses[-25:]) / 25
+    assert ends[True] < ends[False]
