@@ -9,11 +9,9 @@ between seeds is the network's start, the slices that are drawn and the views.
 """
 
 import csv
-import math
 import multiprocessing
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -136,8 +134,6 @@ def score(root: Path, output: Path, overlay: list[Path], split: object, common: 
 
 def report() -> None:
     """The table: mean over seeds with Student's 95 % interval, and the paired difference to MoCo v2."""
-    from scipy import stats
-
     rows = _rows()
     for data in dict.fromkeys(row["data"] for row in rows):
         print(f"{data}: mean [95 % t interval over seeds]; in brackets behind: paired difference to moco")
@@ -146,16 +142,17 @@ def report() -> None:
                 values = {row["seed"]: float(row[column]) for row in rows if (row["data"], row["arm"]) == (data, arm)}
                 base = {row["seed"]: float(row[column]) for row in rows if (row["data"], row["arm"]) == (data, "moco")}
                 pairs = [values[seed] - base[seed] for seed in values if seed in base]
-                print(f"{column:22}{arm:12}n={len(values)}  {_interval(list(values.values()), stats)}"
-                      + ("" if arm == "moco" else f"   ({_interval(pairs, stats, '+')})"))
+                print(f"{column:22}{arm:12}n={len(values)}  {_interval(list(values.values()))}"
+                      + ("" if arm == "moco" else f"   ({_interval(pairs, '+')})"))
 
 
-def _interval(values: list[float], stats: object, sign: str = "") -> str:
-    mean = statistics.fmean(values) if values else math.nan
-    if len(values) < 2:
-        return f"{mean:{sign}.3f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:{sign}.3f} [{mean - half:{sign}.3f}, {mean + half:{sign}.3f}]"
+def _interval(values: list[float], sign: str = "") -> str:
+    from medcl_monai.demo_report import t_interval
+
+    if not values:
+        return "nan"
+    mean, low, high = t_interval(np.array(values))
+    return f"{mean:{sign}.3f}" + (f" [{low:{sign}.3f}, {high:{sign}.3f}]" if len(values) > 1 else "")
 
 
 def _rows() -> list[dict[str, str]]:

@@ -8,10 +8,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from medcl_monai.distributed import mean_over_processes
-from medcl_monai.knobs import knob_types
+from medcl_monai.knobs import NOTHING, knob_types
 from medcl_monai.losses.positional import TIE, check_temperature
 
-NO_RADIUS = (None, "none", "null")  # words too: MONAI drops an override of None, and the file's value would stand
 LEAST = -1e30  # a masked logit: finite, so that a row of masked ones has a gradient of 0 and not NaN
 
 
@@ -36,7 +35,7 @@ class QueueInfoNCELoss(nn.Module):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        exclude_radius = None if exclude_radius in NO_RADIUS else float(exclude_radius)
+        exclude_radius = None if exclude_radius in NOTHING else float(exclude_radius)
         if exclude_radius is not None and exclude_radius < 0:
             raise ValueError(f"exclude_radius must be 0 or more (share of the axis) or None, got {exclude_radius}")
         self.temperature, self.exclude_radius, self.weight = temperature, exclude_radius, weight

@@ -5,12 +5,12 @@ Learning for Medical Image Segmentation, ISBI 2024, arXiv 2402.14611.
 """
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution
 from monai.networks.nets import FlexibleUNet
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from medcl_monai.losses.infonce import QueueInfoNCELoss
 from medcl_monai.losses.local import LocalInfoNCELoss
 from medcl_monai.methods.base import PretrainingNetwork, names_beginning_with
 from medcl_monai.networks.flexible_unet import STAGES, STRIDE, decode_blocks, decoder_widths, encoder_widths
+from medcl_monai.networks.heads import pointwise_head, projector
 from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy
 from medcl_monai.networks.whitening import WhitenZCA, inverse_root_eigh
 from medcl_monai.transforms.intensity import blur, contrast_and_shift, gamma, noise
@@ -100,8 +101,8 @@ class DecorrelatedMoCo(PretrainingNetwork):
         width, dims = encoder_widths(backbone)[-1], backbone.spatial_dims
         settings = (group_size, whiten_eps, whiten_floor, whiten_momentum, whiten_method, shuffle_groups)
         self.whiten = WhitenZCA(width, *settings) if whiten else nn.Identity()
-        self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, projection_dim))
-        self.local_head = local_head(dims, self._local_width(), local_hidden, local_dim) if local else None
+        self.projector = projector(width, width, projection_dim)
+        self.local_head = pointwise_head(dims, self._local_width(), local_hidden, local_dim) if local else None
         self.freeze_untrained()
         self.key_network = MomentumCopy(self._parts(), momentum)
         self.queue = FeatureQueue(queue_size, projection_dim)
@@ -135,7 +136,7 @@ class DecorrelatedMoCo(PretrainingNetwork):
         self.key_network.update(self._parts())
         if outputs:
             rows = (torch.cat([output[name] for output in outputs]) for name in ("key", "subject", "position"))
-            self.queue.push(*(gather(part.contiguous()) for part in rows))
+            self.queue.push(*(gather(part) for part in rows))
 
     def trained_parts(self) -> tuple[str, ...]:
         """The encoder; with a local head on the decoder also the blocks up to it."""
@@ -190,9 +191,7 @@ class DecorrelatedMoCo(PretrainingNetwork):
                 f'needs (local_level="{self.local_level}"); use {fitting} or an encoder level'
             )
         if any(side <= STRIDE for side in size):
-            positions = 1
-            for side in size:
-                positions *= -(-side // STRIDE)
+            positions = math.prod(-(-side // STRIDE) for side in size)
             raise ValueError(
                 f"DecorrelatedMoCo: view size {size} leaves {positions} position{'s' if positions > 1 else ''} in "
                 f"layer4; each side must be at least {STRIDE + 1}"
@@ -217,15 +216,6 @@ def read_level(local_level: str) -> tuple[int, int]:
         raise ValueError(f'local_level must be "layer1" to "layer4" or "decoder1" to "decoder5", got {local_level!r}')
     number = int(local_level[-1])
     return (number, 0) if local_level.startswith("layer") else (STAGES - 1, number)
-
-
-def local_head(spatial_dims: int, in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
-    """Two convolutions, 1 wide, with a ReLU between: a map of local embeddings."""
-    return nn.Sequential(
-        Convolution(spatial_dims, in_channels, hidden, kernel_size=1, conv_only=True),
-        nn.ReLU(inplace=True),
-        Convolution(spatial_dims, hidden, out_channels, kernel_size=1, conv_only=True),
-    )
 
 
 def pooled(x: Tensor) -> Tensor:

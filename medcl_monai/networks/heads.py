@@ -18,13 +18,25 @@ class PooledHead(nn.Module):
 
     def __init__(self, in_channels: int, projection_dim: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(in_channels, projection_dim), nn.ReLU(inplace=True), nn.Linear(projection_dim, projection_dim)
-        )
+        self.layers = projector(in_channels, projection_dim, projection_dim)
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch dim"]:
         """The embedding, not normalised."""
         return self.layers(x.flatten(2).mean(2))
+
+
+def projector(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
+    """Linear, ReLU, Linear on embeddings."""
+    return nn.Sequential(nn.Linear(in_channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_channels))
+
+
+def pointwise_head(spatial_dims: int, in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
+    """The same on each position of a map: two convolutions, 1 wide, with a ReLU between."""
+    return nn.Sequential(
+        Convolution(spatial_dims, in_channels, hidden, kernel_size=1, conv_only=True),
+        nn.ReLU(inplace=True),
+        Convolution(spatial_dims, hidden, out_channels, kernel_size=1, conv_only=True),
+    )
 
 
 def dense_head(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Sequential:

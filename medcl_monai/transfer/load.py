@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from medcl_monai.knobs import knob_types
+from medcl_monai.knobs import NOTHING, knob_types
 
 logger = logging.getLogger(__name__)
-FROM_SCRATCH = (None, "none", "null")  # words too: MONAI drops an override of None, and the file's value would stand
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def load_pretrained(
 
 def starting_weights(path: str | Path | None) -> Path | None:
     """The file that a training starts from; None from scratch, which a command line says as ``none``."""
-    return None if path in FROM_SCRATCH else Path(path)
+    return None if path in NOTHING else Path(path)
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:

@@ -36,9 +36,9 @@ def contrast_and_shift(
         generator: of the random numbers; None: torch's own, on the CPU.
     """
     numbers = 2 * torch.rand(2, len(x), generator=generator) - 1
-    factor, offset = (_per_sample(part, x) for part in (1 + contrast * numbers[0], shift * numbers[1]))
-    mean = x.flatten(1).mean(1)[(..., *(None for _ in x.shape[1:]))]
-    return torch.addcmul(mean * (1 - factor) + offset, x, factor)
+    change, offset = _per_sample(numbers[0] * contrast, x), _per_sample(numbers[1] * shift, x)
+    mean = _per_sample(x.flatten(1).mean(1), x)
+    return torch.addcmul(mean * -change + offset, x, 1 + change)
 
 
 def noise(

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from medcl_monai.transforms.intensity import contrast_and_shift
+
 
 def random_warp(
     batch: int,
@@ -148,10 +150,7 @@ def jitter(
         raise ValueError(f"jitter: amount must be 0 to 1, got {amount}")
     if amount == 0:
         return x
-    numbers = (2 * torch.rand(2, len(x), generator=generator) - 1) * amount
-    contrast, brightness = numbers.to(x)[(..., *(None for _ in x.shape[1:]))]
-    mean = x.flatten(1).mean(1)[(..., *(None for _ in x.shape[1:]))]
-    return torch.addcmul(mean * -contrast + brightness, x, 1 + contrast)
+    return contrast_and_shift(x, amount, amount, generator)
 
 
 def apply_warp(
