@@ -31,6 +31,7 @@ from medcl_monai.networks.heads import start_at_log_shares
 from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy
 from medcl_monai.networks.parameters import parameter_groups
 from medcl_monai.networks.probe import LinearProbe
+from medcl_monai.networks.statistics import compute_statistics
 from medcl_monai.networks.unet import widths
 from medcl_monai.networks.whitening import WhitenZCA, inverse_root_eigh, inverse_root_newton
 from medcl_monai.tracking import Tracker
@@ -83,6 +84,7 @@ __all__ = [
     "WhitenZCA",
     "augmentation",
     "class_weights",
+    "compute_statistics",
     "cosine",
     "decode",
     "distribute",

@@ -1,10 +1,12 @@
-"""What `make demo` runs: pre-training, two fine-tunings side by side, evaluation, inference, a table and a picture."""
+"""What `make demo` runs: pre-training, the arms of the bundle side by side, evaluation, a table and a picture."""
 
+import json
 import logging
 import multiprocessing
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from medcl_monai.adaptation import adapt_bundle, grid_of, set_knobs
@@ -18,8 +20,9 @@ SEED = 0
 def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELLED_SUBJECTS, seed: int = SEED) -> None:
     """Pre-train without labels, fine-tune on few labels with and without the weights, and compare on held-out people.
 
-    On the example population the bundle keeps the weights (models/pretrained.pt, models/model.pt). With `dataset` the
-    demo works on a copy of the bundle, demo/NAME, whose knobs it sets as ``inspect`` suggests.
+    The file ``configs/demo.json`` of the bundle says what runs first, and which arms are compared with which knobs. On
+    the example population the bundle keeps the weights (models/pretrained.pt, models/model.pt). With `dataset` the demo
+    works on a copy of the bundle, demo/NAME, whose knobs it sets as ``inspect`` suggests.
 
     Args:
         bundle: name of a bundle in ./bundles, or its folder.
@@ -44,8 +47,8 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
             if (root / "configs" / config).is_file():
                 set_knobs(root / "configs" / config, {"dataset_dir": dataset})
     split = split_dataset(dataset)
-    output = root / "eval"
-    _clear(output)
+    output, plan = root / "eval", read_plan(root)
+    _clear(output, plan)
     overrides = {"bundle_root": str(root), "dataset_dir": dataset, "seed": seed}
     overrides["tracking_uri"] = f"sqlite:///{output / 'mlruns.db'}"
     fraction = _label_fraction(split, labelled)
@@ -54,22 +57,50 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
         f"{len(split.test)} volumes of held-out subjects; results in {output}",
         flush=True,
     )
-    if (root / "configs" / "pretrain.json").is_file():
-        print("1/4 pre-training", flush=True)
-        folder = str(output / "pretraining")
-        run_bundle([root / "configs" / "pretrain.json"], output_dir=folder, run_name="pre-training", **overrides)
-    print("2/4 fine-tuning and evaluation, pre-trained and from scratch side by side", flush=True)
-    arms = {"pre-trained": str(root / "models" / "pretrained.pt"), "scratch": "none"}
-    _side_by_side(root, output, arms, {**overrides, "label_fraction": fraction})
+    print("1/4 " + (", ".join(plan.before) or "nothing runs before the arms"), flush=True)
+    for config in plan.before:
+        stem = Path(config).stem
+        run_bundle([root / "configs" / config], output_dir=str(output / stem), run_name=stem, **overrides)
+    print(f"2/4 fine-tuning and evaluation, side by side: {', '.join(plan.arms)}", flush=True)
+    _side_by_side(root, output, plan.arms, {**overrides, "label_fraction": fraction})
     print("3/4 inference on one held-out volume", flush=True)
     entry = _volume_to_show(split)
-    for arm in arms:
+    for arm in plan.arms:
         segment(root, output, arm, entry["image"])
     print("4/4 report", flush=True)
-    print(report(output, tuple(arms), split, entry), flush=True)
+    print(report(output, tuple(plan.arms), split, entry), flush=True)
     print(f"every run: .venv/bin/mlflow ui --backend-store-uri {overrides['tracking_uri']}")
     print("then http://127.0.0.1:5000/#/experiments/1/runs in a browser")
     print(f"finished in {(time.time() - started) / 60:.1f} minutes")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bundle's demo runs.
+
+    Attributes:
+        before: configs that run first, as ``pretrain.json``.
+        arms: name to overrides of ``train.json``; the first arm's segmenter becomes ``models/model.pt``.
+    """
+
+    before: tuple[str, ...]
+    arms: dict[str, dict[str, object]]
+
+
+def read_plan(root: Path) -> Plan:
+    """The plan in ``configs/demo.json`` of a bundle.
+
+    Raises:
+        FileNotFoundError: the bundle has no such file.
+        ValueError: the file names no arms.
+    """
+    path = root / "configs" / "demo.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"demo: {path} does not exist: it says what the demo of a bundle runs")
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    if not plan.get("arms"):
+        raise ValueError(f"demo: {path} names no arms: an object of name to knobs of train.json is expected")
+    return Plan(tuple(plan.get("before", ())), plan["arms"])
 
 
 def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrides: object) -> None:
@@ -86,7 +117,7 @@ def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrid
     workflow.finalize()
 
 
-def fine_tune(root: Path, output: Path, arm: str, pretrained: str, overrides: dict[str, object]) -> None:
+def fine_tune(root: Path, output: Path, arm: str, knobs: dict[str, object], overrides: dict[str, object]) -> None:
     """Train one arm and score it on the held-out subjects, at the end and at half of the steps, in its own process."""
     import torch
 
@@ -95,7 +126,7 @@ def fine_tune(root: Path, output: Path, arm: str, pretrained: str, overrides: di
     torch.set_num_threads(1)
     configs, folder = root / "configs", output / arm
     steps, epochs = _knob(configs / "train.json", "steps"), _knob(configs / "train.json", "epochs")
-    overrides = {**overrides, "pretrained": pretrained, "model_file": model_file(root, output, arm), "run_name": arm}
+    overrides = {**overrides, **knobs, "model_file": model_file(root, output, arm), "run_name": arm}
     budget = {"val_interval": epochs, "checkpoint_interval": steps // 2}
     run_bundle([configs / "train.json"], output_dir=str(folder), **budget, **overrides)
     half = folder / "half"
@@ -121,16 +152,17 @@ def segment(root: Path, output: Path, arm: str, image: str) -> None:
 
 
 def model_file(root: Path, output: Path, arm: str) -> str:
-    """The bundle's own models/model.pt for the pre-trained arm, a file among the results for the other."""
-    return str(root / "models" / "model.pt" if arm == "pre-trained" else output / arm / "model.pt")
+    """The bundle's own models/model.pt for the first arm, a file among the results for the others."""
+    first = next(iter(read_plan(root).arms))
+    return str(root / "models" / "model.pt" if arm == first else output / arm / "model.pt")
 
 
-def _side_by_side(root: Path, output: Path, arms: dict[str, str], overrides: dict[str, object]) -> None:
+def _side_by_side(root: Path, output: Path, arms: dict[str, dict], overrides: dict[str, object]) -> None:
     context = multiprocessing.get_context("spawn")
     processes = {}
-    for position, (arm, pretrained) in enumerate(arms.items()):
+    for position, (arm, knobs) in enumerate(arms.items()):
         os.environ.update(TQDM_POSITION=str(position), OMP_NUM_THREADS="1")  # tqdm reads its defaults from there
-        processes[arm] = context.Process(target=fine_tune, args=(root, output, arm, pretrained, overrides))
+        processes[arm] = context.Process(target=fine_tune, args=(root, output, arm, knobs, overrides))
         processes[arm].start()
     del os.environ["TQDM_POSITION"], os.environ["OMP_NUM_THREADS"]
     for process in processes.values():
@@ -160,13 +192,11 @@ def _volume_to_show(split: Split) -> dict[str, str]:
 
 
 def _knob(path: Path, name: str) -> int:
-    import json
-
     return json.loads(path.read_text(encoding="utf-8"))[name]
 
 
-def _clear(output: Path) -> None:
+def _clear(output: Path, plan: Plan) -> None:
     """Remove the results of an earlier demo; its MLflow runs stay."""
-    for folder in ("pretraining", "pre-trained", "scratch"):
+    for folder in (*(Path(config).stem for config in plan.before), *plan.arms):
         shutil.rmtree(output / folder, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -12,30 +13,34 @@ from medcl_monai.data.splits import Split
 from medcl_monai.diagnostics.pictures import overlay_picture
 
 
-def report(output: Path, arms: tuple[str, str], split: Split, entry: dict[str, str]) -> str:
-    """Dice per structure of both arms, the paired difference over subjects, and the path of the picture.
+def report(output: Path, arms: Sequence[str], split: Split, entry: dict[str, str]) -> str:
+    """Dice per structure of all arms, the paired difference of the first to each other one, the path of the picture.
 
     Args:
         output: the demo's folder: `ARM/test` and `ARM/half` hold the scores, `ARM/inference` the label map.
-        arms: the pre-trained arm and the arm from scratch.
+        arms: the arm that the demo is about, then its controls.
         split: says who the held-out subjects are.
         entry: the volume of the picture.
     """
-    scores = {arm: subject_scores(output / arm / "test", split) for arm in arms}
-    half = {arm: subject_scores(output / arm / "half", split) for arm in arms}
-    lines = [f"{'Dice, mean over held-out subjects':34}{arms[0]:>12}{arms[1]:>12}{'difference':>12}"]
+    scores = {arm: subject_scores(output / arm / "test", split.test) for arm in arms}
+    half = {arm: subject_scores(output / arm / "half", split.test) for arm in arms}
     rows = [
-        (name, *(np.nanmean(scores[arm][:, int(value) - 1]) for arm in arms))
+        (name, [np.nanmean(scores[arm][:, int(value) - 1]) for arm in arms])
         for value, name in split.structures.items()
     ]
-    rows.append(("mean over structures", *(np.nanmean(scores[arm], axis=1).mean() for arm in arms)))
-    rows.append(("the same at half of the steps", *(np.nanmean(half[arm], axis=1).mean() for arm in arms)))
-    lines += [f"{name:34}{first:12.3f}{second:12.3f}{first - second:+12.3f}" for name, first, second in rows]
-    difference = np.nanmean(scores[arms[0]], axis=1) - np.nanmean(scores[arms[1]], axis=1)
-    mean, low, high = t_interval(difference)
+    rows.append(("mean over structures", [np.nanmean(scores[arm], axis=1).mean() for arm in arms]))
+    rows.append(("the same at half of the steps", [np.nanmean(half[arm], axis=1).mean() for arm in arms]))
+    lines = [f"{'Dice, mean over held-out subjects':34}" + "".join(f"{arm:>16}" for arm in arms)]
+    lines += [f"{name:34}" + "".join(f"{value:16.3f}" for value in values) for name, values in rows]
+    for control in arms[1:]:
+        difference = np.nanmean(scores[arms[0]], axis=1) - np.nanmean(scores[control], axis=1)
+        mean, low, high = t_interval(difference)
+        lines.append(
+            f"{arms[0]} minus {control}, paired over {len(difference)} subjects: {mean:+.3f}, "
+            f"95 % t interval [{low:+.3f}, {high:+.3f}]"
+        )
     lines += [
-        f"paired difference over {len(difference)} subjects: {mean:+.3f}, 95 % t interval [{low:+.3f}, {high:+.3f}]",
-        "one training run of each: how far runs differ is not in this interval",
+        "one training run of each: how far runs differ is not in an interval over subjects",
         f"picture: {draw(output, arms, entry, split.structures)}",
     ]
     return "\n".join(lines)
@@ -50,19 +55,33 @@ def t_interval(difference: np.ndarray, level: float = 0.95) -> tuple[float, floa
     return mean, mean - half, mean + half
 
 
-def subject_scores(folder: Path, split: Split) -> np.ndarray:
-    """Dice (subjects, structures) of an evaluation; two volumes of one person are averaged."""
-    subject = {Path(entry["image"]).name: entry["subject"] for entry in split.test}
+def subject_scores(folder: Path, entries: Sequence[dict[str, str]]) -> np.ndarray:
+    """Dice (subjects, structures) of an evaluation, by the sorted names of the subjects.
+
+    Several volumes of one person are averaged. Volumes are told apart by their whole paths: files of several people
+    may share a name, as in a folder for each person.
+
+    Args:
+        folder: of the evaluation, with ``mean_dice_raw.csv``.
+        entries: what was scored, with `image` and `subject`.
+
+    Raises:
+        ValueError: the evaluation scored other volumes than `entries`.
+    """
+    subject = {Path(entry["image"]): entry["subject"] for entry in entries}
     people: dict[str, list[list[float]]] = {}
     with (folder / "mean_dice_raw.csv").open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, delimiter="," if "," in file.readline() else "\t")
-        for row in reader:
-            people.setdefault(subject[Path(row[0]).name], []).append([float(value) for value in row[1:-1]])
+        rows = {Path(row[0]): [float(value) for value in row[1:-1]] for row in reader}
+    if lone := sorted(set(rows) ^ set(subject)):
+        raise ValueError(f"{folder / 'mean_dice_raw.csv'} does not fit the entries: {lone[0]} is only in one of the two")
+    for path, values in rows.items():
+        people.setdefault(subject[path], []).append(values)
     return np.array([np.nanmean(people[name], axis=0) for name in sorted(people)])
 
 
-def draw(output: Path, arms: tuple[str, str], entry: dict[str, str], structures: dict[str, str]) -> Path:
-    """The slice with the most foreground: image, label, and what both networks predict."""
+def draw(output: Path, arms: Sequence[str], entry: dict[str, str], structures: dict[str, str]) -> Path:
+    """The slice with the most foreground: image, label, and what each network predicts."""
     stem = Path(entry["image"]).name.split(".")[0]
     image, label = (nibabel.as_closest_canonical(nibabel.load(entry[key])).get_fdata() for key in ("image", "label"))
     found = {

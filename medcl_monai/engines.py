@@ -18,6 +18,7 @@ from medcl_monai.batches import as_terms, detached, samples, to_device
 from medcl_monai.distributed import rank
 from medcl_monai.handlers.checkpoint import restore, snapshot
 from medcl_monai.knobs import knob_types
+from medcl_monai.networks.statistics import require_statistics
 from medcl_monai.seeding import derive_seed
 
 FINITE_INTERVAL = 20  # iterations between two looks at the loss on an accelerator, where a look waits for the device
@@ -54,7 +55,8 @@ class Trainer(SupervisedTrainer):
 
     Raises:
         ValueError: a knob out of range, no length of an epoch or one that is no multiple of `accumulation`, no tensor
-            to freeze; while running: a MetaTensor in a batch, a loss that is no scalar or not finite.
+            to freeze; while running: a MetaTensor in a batch, a loss that is no scalar or not finite, a frozen batch
+            norm whose statistics were never computed.
         FileNotFoundError: `resume` holds no checkpoint.
     """
 
@@ -110,6 +112,7 @@ class Trainer(SupervisedTrainer):
         )
         self.state.optimizer_steps, self.state.figures, self.state.pictures = 0, {}, {}
         self.add_event_handler(Events.STARTED, self._start_stream)
+        self.add_event_handler(Events.EPOCH_STARTED, self._require_statistics)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._validate_at_the_end)
         self._find_encoder(tuple(encoder))
 
@@ -176,6 +179,10 @@ class Trainer(SupervisedTrainer):
         sampler = getattr(self.data_loader, "batch_sampler", None)
         if sampler is not None and "start" in vars(sampler):  # only our endless stream has a place to start from
             sampler.start = self.state.iteration
+
+    def _require_statistics(self) -> None:
+        self._set_modes()
+        require_statistics(self.bare_network)
 
     def _validate_at_the_end(self) -> None:
         """Validate after the last epoch whatever the interval: a training of few epochs keeps its model too."""

@@ -8,7 +8,7 @@ from medcl_monai.adaptation import adapt_bundle, grid_of
 from medcl_monai.data.inspection import Grid, inspect_dataset, suggest_spacing
 from medcl_monai.data.splits import Split
 from medcl_monai.demo import bundle_folder, demo
-from medcl_monai.demo_report import subject_scores, t_interval
+from medcl_monai.demo_report import report, subject_scores, t_interval
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,12 +64,39 @@ def test_the_interval_is_student_s(tmp_path):
     assert t_interval(np.array([1.0]))[1] == -np.inf
 
 
+def scored(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mean_dice_raw.csv").write_text("\n".join(["filename,class0,class1,mean", *rows]), encoding="utf-8")
+
+
 def test_two_volumes_of_one_person_are_one_row(tmp_path):
-    entries = [{"image": f"/x/{name}.nii.gz", "label": "", "subject": subject} for name, subject in ("ap", "bp", "cq")]
-    rows = ["filename,class0,class1,mean", "/x/a.nii.gz,0.2,0.4,0.3", "/x/b.nii.gz,0.4,nan,0.4", "/x/c.nii.gz,1,1,1"]
-    (tmp_path / "mean_dice_raw.csv").write_text("\n".join(rows))
-    split = Split([], [], [], entries, {"1": "a", "2": "b"})
-    np.testing.assert_allclose(subject_scores(tmp_path, split), [[0.3, 0.4], [1, 1]])
+    entries = [{"image": f"/x/{name}.nii.gz", "label": "", "subject": name[1]} for name in ("ap", "bp", "cq")]
+    scored(tmp_path, ["/x/ap.nii.gz,0.2,0.4,0.3", "/x/bp.nii.gz,0.4,nan,0.4", "/x/cq.nii.gz,1,1,1"])
+    np.testing.assert_allclose(subject_scores(tmp_path, entries), [[0.3, 0.4], [1, 1]])
+
+
+def test_people_whose_files_share_a_name_are_several_rows(tmp_path):
+    entries = [{"image": f"/x/{person}/t1.nii.gz", "label": "", "subject": person} for person in ("p", "q")]
+    scored(tmp_path, ["/x/p/t1.nii.gz,0.2,0.4,0.3", "/x/q/t1.nii.gz,0.6,0.8,0.7"])
+    np.testing.assert_allclose(subject_scores(tmp_path, entries), [[0.2, 0.4], [0.6, 0.8]])
+
+
+def test_scores_of_other_volumes_are_refused(tmp_path):
+    scored(tmp_path, ["/x/p.nii.gz,0.2,0.4,0.3"])
+    with pytest.raises(ValueError, match=r"mean_dice_raw.csv does not fit the entries: \S*q.nii.gz is only in one"):
+        subject_scores(tmp_path, [{"image": f"/x/{name}.nii.gz", "subject": name} for name in "pq"])
+
+
+def test_the_report_names_the_difference_to_every_control(tmp_path, monkeypatch):
+    monkeypatch.setattr("medcl_monai.demo_report.draw", lambda *_: "demo.png")
+    entries = [{"image": f"/x/{name}.nii.gz", "subject": name} for name in "pqr"]
+    for place, arm in enumerate(("ours", "scratch", "other")):
+        for moment in ("test", "half"):
+            rows = [f"/x/{name}.nii.gz,{0.9 - 0.1 * place},0.8,0" for name in "pqr"]
+            scored(tmp_path / arm / moment, rows)
+    text = report(tmp_path, ["ours", "scratch", "other"], Split([], [], [], entries, {"1": "a", "2": "b"}), entries[0])
+    assert "ours minus scratch, paired over 3 subjects: +0.050, 95 % t interval [+0.050, +0.050]" in text
+    assert "ours minus other, paired over 3 subjects: +0.100" in text
 
 
 def test_what_the_demo_cannot_find_is_named(tmp_path):

@@ -40,6 +40,11 @@ def segmenter():
     return nn.Sequential(nn.Flatten(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
 
 
+def with_statistics(network):
+    network.train()(torch.randn(16, 1, 8))
+    return network
+
+
 def mean_squares(prediction, label):
     return {"squares": (prediction - label.flatten(1)).square().mean()}
 
@@ -168,8 +173,14 @@ def test_decays_end_at_0():
         assert decay(1.0) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_a_frozen_random_encoder_whose_statistics_nobody_computed_is_refused():
+    engine = trainer(segmenter(), epochs=1, encoder=["1.", "2."], freeze_encoder_epochs=1)
+    with pytest.raises(ValueError, match=r"the batch norm '2' \(1 in all\) is frozen with statistics that were never"):
+        engine.run()
+
+
 def test_a_frozen_encoder_does_not_move_nor_do_its_norms():
-    network = segmenter()
+    network = with_statistics(segmenter())
     before = {name: value.clone() for name, value in network.state_dict().items()}
     engine = trainer(network, epochs=1, lr=0.001, encoder=["1.", "2."], freeze_encoder_epochs=1)
     engine.run()

@@ -29,6 +29,7 @@ class SliceDataset(Dataset):
         spatial_dims: 2 or 3.
         slice_axis: 0, 1 or 2.
         augmentation: MONAI dictionary transforms with randomness, or None; seeded for each item.
+        blank: whether slices that hold one value throughout, as beside the body, are samples too; 2D only.
         cache_dir: of the volumes; None: the package's cache folder.
 
     Raises:
@@ -44,6 +45,7 @@ class SliceDataset(Dataset):
         spatial_dims: int = 2,
         slice_axis: int = 2,
         augmentation: Compose | None = None,
+        blank: bool = True,
         cache_dir: str | Path | None = None,
     ) -> None:
         if not data:
@@ -63,8 +65,11 @@ class SliceDataset(Dataset):
         self.minimum = [float(np.load(paths["image"], mmap_mode="r").min()) for paths in self.paths]
         depths = [np.load(paths["image"], mmap_mode="r").shape[1 + slice_axis] for paths in self.paths]
         counts = depths if spatial_dims == 2 else [1] * len(data)
-        self.items = [(volume, place) for volume, count in enumerate(counts) for place in range(count)]
-        self.depths = depths
+        items = [(volume, place) for volume, count in enumerate(counts) for place in range(count)]
+        if not blank and spatial_dims == 2:
+            content = [self._content(paths["image"]) for paths in self.paths]
+            items = [(volume, place) for volume, place in items if content[volume][place]]
+        self.items, self.depths = items, depths
 
     def __len__(self) -> int:
         return len(self.items)
@@ -77,7 +82,12 @@ class SliceDataset(Dataset):
             label = np.load(paths["label"], mmap_mode="r")[0] > 0
             others = tuple(axis for axis in range(3) if axis != self.slice_axis)
             found.append(label.any(others) if self.spatial_dims == 2 else label.any(keepdims=True).reshape(1))
-        return torch.from_numpy(np.concatenate(found))
+        return torch.tensor([bool(found[volume][place]) for volume, place in self.items])
+
+    def _content(self, path: Path) -> np.ndarray:
+        """Whether each slice of a volume holds more than one value (bool, one per slice)."""
+        image = np.moveaxis(np.load(path, mmap_mode="r"), 1 + self.slice_axis, 0)
+        return image.max((1, 2, 3)) > image.min((1, 2, 3))
 
     def label_counts(self) -> list[np.ndarray]:
         """Voxels of each label value 0 to 255, per entry."""

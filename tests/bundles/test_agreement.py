@@ -24,7 +24,7 @@ MAY_DIFFER = {
         "regions", "blur", "whiten", "group_size",
     },
     "train.json": METHOD - {"transfer"} | PREPARED | BUDGET | {
-        "features", "backbone_name", "roi_size", "coverage", "encoder", "encoder_lr_scale", "validate::inferer",
+        "features", "backbone_name", "roi_size", "coverage", "encoder", "carried_lr_scale", "validate::inferer",
     },
     "inference.json": {"_desc_", "network_def", "features", "backbone_name", "roi_size", "preprocessing", "inferer"},
     "metadata.json": {"name", "task", "description", "references", "changelog", "network_data_format"},

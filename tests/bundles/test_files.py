@@ -7,6 +7,7 @@ from pathlib import Path
 from monai.bundle import verify_metadata
 
 import medcl_monai
+from medcl_monai.demo import read_plan
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = Path(__file__).parent / "schema" / "meta_schema_20240725.json"
@@ -17,10 +18,11 @@ COMMON = {
     "num_workers", "checkpoint_interval",
 }
 SCHEMA_HASH = "cd64aa8a5904426f6fc6855dabe46af8c742d5bad644b4e9cfb78ebad09ad678"  # Apache-2.0, by Project MONAI
+NEW_IDS = {"statistics"}  # of an overlay, that its base lacks
 ONLY_PRETRAIN = {"view_size", "initial_weights", "monitor_interval"}
 ONLY_TRAIN = {
     "structures", "roi_size", "label_fraction", "pretrained", "coverage", "empty_slice_weight",
-    "class_weight_power", "val_interval", "encoder", "encoder_lr_scale", "freeze_encoder_epochs", "model_file",
+    "class_weight_power", "val_interval", "encoder", "carried_lr_scale", "freeze_encoder_epochs", "model_file",
 }
 
 
@@ -31,7 +33,7 @@ def pins():
 
 def test_the_files_are_those_that_clients_know(source):
     found = {path.name for path in (source / "configs").iterdir()} - {"monailabel_train.json", "linear_probe.json"}
-    expected = {"metadata.json", "logging.conf", "train.json",
+    expected = {"metadata.json", "logging.conf", "train.json", "demo.json",
                 "multi_gpu_train.json", "evaluate.json", "inference.json"}
     pretraining = {"pretrain.json", "multi_gpu_pretrain.json"}
     assert found in (expected, expected | pretraining)
@@ -88,7 +90,7 @@ def test_overlays_name_only_what_their_base_has(configs):
         "multi_gpu_train": "train", "multi_gpu_pretrain": "pretrain", "evaluate": "train", "linear_probe": "train",
     }
     for overlay, base in ((f"{name}.json", f"{base}.json") for name, base in bases.items()):
-        for key in configs.get(overlay, {}):
+        for key in set(configs.get(overlay, {})) - NEW_IDS:
             place = configs[base]
             for part in key.split("::"):
                 assert part in place, f"{overlay}: {key} is not in {base}"
@@ -106,3 +108,11 @@ def test_no_loader_stands_among_the_handlers_of_training(configs):
     handlers = configs["train.json"]["train"]["handlers"]
     assert all(isinstance(handler, dict) for handler in handlers)
     assert "CheckpointLoader" not in {handler["_target_"] for handler in handlers}
+
+
+def test_the_demo_s_arms_turn_knobs_that_train_json_has(source, configs):
+    plan = read_plan(source)
+    assert set(plan.before) <= set(configs)
+    assert len(plan.arms) >= 2
+    for knobs in plan.arms.values():
+        assert set(knobs) <= set(configs["train.json"])

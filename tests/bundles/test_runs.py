@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from medcl_monai import load_pretrained
+from medcl_monai.demo import read_plan
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
@@ -192,6 +193,41 @@ def test_from_scratch_is_from_scratch(trained, run, tiny, training_knobs):
     kernels = [name for name, value in shared.items() if value.ndim > 2]
     assert all(torch.equal(carried[name], shared[name]) for name in kernels)
     assert not any(torch.equal(scratch[name], shared[name]) for name in kernels)
+
+
+def test_every_arm_from_scratch_learns_at_one_rate(trained, run, tiny, training_knobs):
+    """Whatever the scale of carried tensors: a control must not learn at a tenth of the other arm's rate."""
+    arms = {name: knobs for name, knobs in read_plan(trained).arms.items() if knobs.get("pretrained") == "none"}
+    assert arms
+    for arm in arms.values():
+        knobs = {**tiny, **training_knobs, **arm, "carried_lr_scale": 0.1}
+        (group,) = run(trained, "train.json", only_parse=True, **knobs).parser.get_parsed_content("optimizer").param_groups
+        assert group["lr"] == pytest.approx(knobs["learning_rate"])
+
+
+def test_carried_tensors_learn_at_the_scaled_rate(trained, run, tiny, training_knobs):
+    knobs = {**tiny, **training_knobs, "learning_rate": 0.01, "carried_lr_scale": 0.1}
+    parser = run(trained, "train.json", only_parse=True, **knobs).parser
+    slow, full = parser.get_parsed_content("optimizer").param_groups
+    named = dict(parser.get_parsed_content("network").named_parameters())
+    carried = set(torch.load(trained / "models" / "pretrained.pt", weights_only=True)) & set(named)
+    assert {id(value) for value in slow["params"]} == {id(named[name]) for name in carried}
+    assert (slow["lr"], full["lr"]) == (pytest.approx(0.001), 0.01)
+
+
+@pytest.mark.parametrize("pretrained", [{}, {"pretrained": "none"}], ids=["weights", "random"])
+def test_a_linear_probe_reads_an_encoder_with_statistics(trained, run, tiny, training_knobs, pretrained, tmp_path):
+    """Those of the weights, or of unlabelled slices for a random encoder: else its features vanish."""
+    if not (trained / "configs" / "linear_probe.json").is_file():
+        pytest.skip("this bundle has no linear probe")
+    knobs = {**tiny, **training_knobs, "output_dir": str(tmp_path), "model_file": str(tmp_path / "probe.pt")}
+    run(trained, "train.json", "linear_probe.json", **knobs, **pretrained)
+    probe = torch.load(tmp_path / "probe.pt", weights_only=True)
+    means = {name: value for name, value in probe.items() if name.endswith("running_mean")}
+    assert means
+    assert all(bool(value.any()) for value in means.values())
+    shared = torch.load(trained / "models" / "pretrained.pt", weights_only=True)
+    assert all(torch.equal(value, shared[name]) for name, value in means.items()) == (not pretrained)
 
 
 def test_label_values_need_not_be_consecutive(trained, run, tiny, training_knobs):

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from medcl_monai.networks.encode import encode
-from medcl_monai.networks.parameters import parameter_groups
 from medcl_monai.networks.unet import decode, widths
 
 
@@ -23,12 +22,3 @@ def test_the_number_of_stages_and_the_class_of_backbone_are_checked(unet):
         decode(network, encode(network, torch.randn(2, 1, 32, 32)), 5)
     with pytest.raises(TypeError, match="no case for Linear; there are BasicUNet"):
         encode(nn.Linear(2, 2), torch.zeros(2, 2))
-
-
-def test_the_encoder_learns_at_its_own_rate(unet):
-    network = unet()
-    encoder, rest = parameter_groups(network, 0.01, ["conv_0.", "down_"], 0.1)
-    assert (encoder["lr"], rest["lr"]) == (0.001, 0.01)
-    assert len(encoder["params"]) + len(rest["params"]) == len(list(network.parameters()))
-    with pytest.raises(ValueError, match="begins with one of"):
-        parameter_groups(network, 0.01, ["nothing."])

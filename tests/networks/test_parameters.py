@@ -1,0 +1,43 @@
+import pytest
+from torch import nn
+
+from medcl_monai.networks.parameters import parameter_groups
+from medcl_monai.transfer.load import Transfer
+
+
+def report(*names):
+    return Transfer(carried=names, reshaped=(), missing=(), unused=(), coverage=0.5)
+
+
+def test_what_was_carried_learns_at_its_own_rate(unet):
+    network = unet()
+    carried = [name for name in network.state_dict() if name.startswith(("conv_0.", "down_"))]
+    slow, full = parameter_groups(network, 0.01, report(*carried), 0.1)
+    assert (slow["lr"], full["lr"]) == (0.001, 0.01)
+    named = dict(network.named_parameters())
+    assert {id(value) for value in slow["params"]} == {id(named[name]) for name in carried if name in named}
+    assert len(slow["params"]) + len(full["params"]) == len(named)
+
+
+@pytest.mark.parametrize("transfer", [None, report()])
+def test_from_scratch_there_is_one_learning_rate_whatever_the_scale(unet, transfer):
+    (group,) = parameter_groups(unet(), 0.01, transfer, carried_lr_scale=0.1)
+    assert group["lr"] == 0.01
+
+
+def test_a_network_that_was_carried_whole_has_one_rate_too(unet):
+    network = unet()
+    (group,) = parameter_groups(network, 0.01, report(*network.state_dict()), 0.1)
+    assert group["lr"] == 0.001
+
+
+def test_the_wrapper_for_several_processes_hides_no_name():
+    wrapped = nn.ModuleDict({"module": nn.Linear(2, 2)})
+    assert [len(group["params"]) for group in parameter_groups(wrapped, 0.01, report("weight"), 0.1)] == [1, 1]
+
+
+def test_wrong_numbers_and_the_report_of_another_network_are_named(unet):
+    with pytest.raises(ValueError, match="carried_lr_scale -1.0 must be 0 or more"):
+        parameter_groups(unet(), 0.01, None, -1.0)
+    with pytest.raises(ValueError, match="it carried 'other.weight', this network has 'conv_0"):
+        parameter_groups(unet(), 0.01, report("other.weight"))
