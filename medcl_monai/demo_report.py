@@ -74,7 +74,7 @@ def subject_scores(folder: Path, entries: Sequence[dict[str, str]]) -> np.ndarra
         reader = csv.reader(file, delimiter="," if "," in file.readline() else "\t")
         rows = {Path(row[0]): [float(value) for value in row[1:-1]] for row in reader}
     if lone := sorted(set(rows) ^ set(subject)):
-        raise ValueError(f"{folder / 'mean_dice_raw.csv'} does not fit the entries: {lone[0]} is only in one of the two")
+        raise ValueError(f"{folder / 'mean_dice_raw.csv'} does not fit the entries: {lone[0]} is only in one of them")
     for path, values in rows.items():
         people.setdefault(subject[path], []).append(values)
     return np.array([np.nanmean(people[name], axis=0) for name in sorted(people)])

@@ -95,16 +95,18 @@ class Bench:
         root = self.root(start, draw)
         path = root / "models" / "untrained.pt"
         if not path.is_file():
-            shared = self._parse(root, "pretrain.json", draw).get_parsed_content("network_def").shared_parts()
-            weights = self._parse(root, "train.json", draw).get_parsed_content("network_def").state_dict()
+            shared = self.parser(start, draw, "pretrain.json").get_parsed_content("network_def").shared_parts()
+            weights = self.parser(start, draw, "train.json").get_parsed_content("network_def").state_dict()
             weights = {name: weights[name] for name in shared}
             write_atomically(path, lambda target: torch.save(weights, target))
         return path
 
     def tune(self, start: str, draw: int, model: Path, overlay: Sequence[str] = (), **overrides: object) -> None:
-        """Fine-tune on the labelled people of a draw; nobody validates, the last weights are `model`."""
+        """Fine-tune on the labelled people of a draw unless that was done; nobody validates, `model` is the last."""
         from medcl_monai.demo import run_bundle
 
+        if model.is_file():
+            return
         root = self.root(start, draw)
         files = [root / "configs" / name for name in ("train.json", *overlay)]
         data = {"train::dataset::data": self.people(draw), "validate::dataset::data": []}
@@ -120,7 +122,7 @@ class Bench:
         from medcl_monai.demo_report import subject_scores
 
         root, entries = self.root(start, draw), getattr(self.split(), people)
-        files = [root / "configs" / name for name in ("train.json", "evaluate.json", *overlay)]
+        files = [root / "configs" / name for name in ("train.json", *overlay, "evaluate.json")]
         output = self.folder(start, draw) / "scores" / people / model.parent.name
         knobs = {**self._common(root, draw), "output_dir": str(output), "validate::dataset::data": entries}
         run_bundle(files, **knobs, model_file=str(model), **overrides)
@@ -132,12 +134,13 @@ class Bench:
             "output_dir": str(root / "eval"),
         }
 
-    def _parse(self, root: Path, config: str, draw: int) -> object:
+    def parser(self, start: str, draw: int, config: str) -> object:
+        """A config of the copy, ready to make its objects as a run of this draw would."""
         import torch
         from monai.bundle import ConfigParser
 
+        root, parser = self.root(start, draw), ConfigParser()
         torch.manual_seed(draw)
-        parser = ConfigParser()
         parser.read_config(str(root / "configs" / config))
         parser.config |= {"bundle_root": str(root), "dataset_dir": self.dataset_dir}
         return parser

@@ -1,28 +1,27 @@
 """What whitening and the local term change: MoCo v2, each alone, both, and no pre-training, on equal budgets.
 
-    python studies/decorrelated_moco.py run DATA [--seeds 3] [--workers 2]
-    python studies/decorrelated_moco.py report
+    python studies/decorrelated_moco.py run DATA... [--workers 2]
+    python studies/decorrelated_moco.py report [--write]
 
-`run` appends one row per arm and seed to studies/decorrelated_moco.csv and leaves out those that are there; DATA is
-"example" or a folder. Every process computes on one thread. The split by person is the same in all runs; what differs
-between seeds is the network's start, the slices that are drawn and the views.
+DATA is "example" or a folder. Each arm pre-trains, then learns on a draw of labelled people, once as a linear probe
+and once as a whole network; test people are scored. The linear probe of each arm chooses its learning rate on
+validation people; the whole network takes the rates that studies/recipe.py chose. Every figure is added to
+studies/decorrelated_moco.csv when it is known, and figures that are there are not computed again.
 """
 
-import csv
-import multiprocessing
-import os
-import shutil
+import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fire
 import numpy as np
+import recipe
+from arms import ROOT, Bench, append_row, read_rows, side_by_side
+from tables import counted, differences, means, replace_between
 
-ROOT = Path(__file__).parents[1]
-BUNDLE, RESULTS = ROOT / "bundles" / "decorrelated_moco", Path(__file__).with_suffix(".csv")
+BUNDLE, RESULTS = "decorrelated_moco", Path(__file__).with_suffix(".csv")
+PAGE = ROOT / "docs" / "methods" / "decorrelated_moco.md"
 ARMS = {
     "scratch": None,
     "moco": {"whiten": False, "local_weight": 0.0},
@@ -30,83 +29,90 @@ ARMS = {
     "whitening": {"whiten": True, "local_weight": 0.0},
     "both": {"whiten": True, "local_weight": 0.5},
 }
-LABELLED, HELD_OUT_SLICES = 2, 512
-COLUMNS = ("data", "arm", "seed", "effective_rank", "participation_ratio", "retrieval", "linear_dice", "tuned_dice",
-           "minutes")
+LABELS = {
+    "scratch": "scratch", "moco": "MoCo v2", "local": "+ local", "whitening": "+ whitening", "both": "both",
+}
+CONTROLS = ("scratch", "moco")
+FIGURES = {
+    "effective_rank": "effective rank, of 512", "retrieval": "retrieval", "linear_dice": "linear Dice",
+    "tuned_dice": "fine-tuned Dice",
+}
+START = {"scratch": "scratch", "both": "pretrained"}  # the same runs as in studies/recipe.py
+PROBE_RATES = (0.01, 0.05)
+HELD_OUT_SLICES = 512
 
 
-def run(data: str, seeds: int = 3, workers: int = 2) -> None:
-    """Run what is missing of all arms and seeds on a data set."""
-    name = "example" if data == "example" else Path(data).name
-    done = {(row["data"], row["arm"], row["seed"]) for row in _rows()}
-    wanted = [(arm, seed) for seed in range(seeds) for arm in ARMS if (name, arm, str(seed)) not in done]
-    folder = None if data == "example" else str(Path(data).resolve())
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
-        for figures in pool.imap_unordered(one_run, [(name, folder, *job) for job in wanted], chunksize=1):
-            new = not RESULTS.is_file()
-            with RESULTS.open("a", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if new:
-                    writer.writeheader()
-                writer.writerow(figures)
-            print(figures, flush=True)
+def run(*data: str, workers: int = 2, place: str | None = None) -> None:
+    """Run what is missing."""
+    jobs = [(one, arm, draw, str(recipe.work_folder(place))) for draw in recipe.DRAWS for one in data for arm in ARMS]
+    side_by_side(one_arm, [job for job in jobs if list(_missing(*job[:3]))], workers)
 
 
-def one_run(job: tuple[str, str | None, str, int]) -> dict[str, object]:
-    """Pre-train, look at held-out slices, train a linear probe and the whole network on few labels; the figures."""
+def one_arm(data: str, arm: str, draw: int, place: str) -> None:
+    """The missing figures of one arm and draw."""
     import torch
 
     torch.set_num_threads(1)
-    from medcl_monai.adaptation import adapt_bundle, grid_of
-    from medcl_monai.data.inspection import inspect_dataset
-    from medcl_monai.data.splits import split_dataset
-    from medcl_monai.demo import run_bundle
-
-    name, folder, arm, seed = job
-    started = time.time()
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place) / BUNDLE.name
-        if folder is None:
-            shutil.copytree(BUNDLE, root, ignore=shutil.ignore_patterns("eval", "models"))
+    bench, start = Bench(BUNDLE, data, Path(place)), START.get(arm, arm)
+    weights = bench.untrained(start, draw) if arm == "scratch" else bench.pretrain(start, draw, **ARMS[arm])
+    for figure, setting, people in _missing(data, arm, draw):
+        row = {"data": bench.name, "arm": arm, "draw": draw, "figure": figure, "setting": setting, "people": people}
+        if figure == "linear_dice":
+            values = {figure: _probe(bench, start, draw, weights, float(setting), people)}
+        elif figure == "tuned_dice":
+            values = {figure: _tune(bench, start, draw, weights, setting, people)}
         else:
-            adapt_bundle(BUNDLE, root, inspect_dataset(folder, grid=grid_of(BUNDLE)).knobs)
-        split = split_dataset(folder)
-        common = {"bundle_root": str(root), "dataset_dir": folder, "seed": seed,
-                  "tracking_uri": f"sqlite:///{place}/runs.db", "checkpoint_interval": 10**6}
-        pretrained = root / "models" / "pretrained.pt"
-        if ARMS[arm] is not None:
-            run_bundle([root / "configs" / "pretrain.json"], output_dir=f"{place}/pretraining", **common, **ARMS[arm])
-        figures = look(root, folder, seed, pretrained if ARMS[arm] is not None else None, split.test)
-        people = len({entry["subject"] for entry in split.training})
-        common |= {"label_fraction": LABELLED / people, "val_interval": 10**6}
-        if ARMS[arm] is None:
-            common |= {"pretrained": "none", "encoder_lr_scale": 1.0}  # nothing to preserve: the whole network learns
-        for kind, overlay in (("linear", [root / "configs" / "linear_probe.json"]), ("tuned", [])):
-            figures[f"{kind}_dice"] = score(root, Path(place) / kind, overlay, split, common)
-    return {"data": name, "arm": arm, "seed": seed, **figures, "minutes": round((time.time() - started) / 60, 2)}
+            values = look(bench, start, draw, weights)
+        for name, value in values.items():
+            append_row(RESULTS, {**row, "figure": name, "value": value})
 
 
-def look(root: Path, folder: str | None, seed: int, pretrained: Path | None, test: Sequence[dict]) -> dict[str, float]:
+def _missing(data: str, arm: str, draw: int) -> Iterator[tuple[str, str, str]]:
+    """Figure, setting and people of what has no row."""
+    rate, scale = recipe.choice(read_rows(recipe.RESULTS), BUNDLE, "scratch" if arm == "scratch" else "pretrained")
+    wanted = [("effective_rank", "", "test")]
+    wanted += [("linear_dice", f"{rate:g}", people) for rate in PROBE_RATES for people in ("validation", "test")]
+    wanted += [("tuned_dice", f"{rate:g}, {scale:g}", "test")]
+    done = {
+        (row["figure"], row["setting"], row["people"])
+        for row in read_rows(RESULTS) if (row["data"], row["arm"], row["draw"]) == (Path(data).name, arm, str(draw))
+    }
+    return (key for key in wanted if key not in done)
+
+
+def _probe(bench: Bench, start: str, draw: int, weights: Path, rate: float, people: str) -> float:
+    model, overlay = bench.folder(start, draw) / "models" / f"probe-{rate:g}" / "model.pt", ["linear_probe.json"]
+    bench.tune(start, draw, model, overlay, pretrained=str(weights), learning_rate=rate)
+    return bench.score(start, draw, model, people, overlay)
+
+
+def _tune(bench: Bench, start: str, draw: int, weights: Path, setting: str, people: str) -> float:
+    rate, scale = (float(value) for value in setting.split(", "))
+    model = recipe.model_file(bench, start, draw, rate, scale)
+    word = "none" if start == "scratch" and scale == 1 else str(weights)
+    bench.tune(start, draw, model, pretrained=word, learning_rate=rate, carried_lr_scale=scale)
+    return bench.score(start, draw, model, people)
+
+
+def look(bench: Bench, start: str, draw: int, weights: Path) -> dict[str, float]:
     """Rank of the pooled features of held-out slices, and how often a view finds its partner among them."""
     import torch
-    from monai.bundle import ConfigParser
 
-    from medcl_monai import encode, load_pretrained
+    from medcl_monai import compute_statistics, encode, load_pretrained
     from medcl_monai.diagnostics.figures import effective_rank, participation_ratio
+    from medcl_monai.networks.statistics import require_statistics
 
-    torch.manual_seed(seed)
-    parser = ConfigParser()
-    parser.read_config(str(root / "configs" / "pretrain.json"))
-    parser.config |= {"bundle_root": str(root), "dataset_dir": folder}
-    parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in test]
-    backbone = parser.get_parsed_content("network_def").backbone.eval()
-    load_pretrained(pretrained, backbone)
+    split, parser = bench.split(), bench.parser(start, draw, "pretrain.json")
+    backbone = parser.get_parsed_content("network_def").backbone
+    load_pretrained(weights, backbone)
+    compute_statistics(backbone.encoder, parser.get_parsed_content("train::dataset"))  # a random encoder's alone
+    require_statistics(backbone.encoder.eval())
+    parser = bench.parser(start, draw, "pretrain.json")
+    parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in split.test]
     data, views = parser.get_parsed_content("train::dataset"), parser.get_parsed_content("views")
-    places = np.linspace(0, len(data) - 1, HELD_OUT_SLICES).astype(int)
-    samples = [data[int(place)] for place in places]
+    samples = [data[int(place)] for place in np.linspace(0, len(data) - 1, HELD_OUT_SLICES).astype(int)]
     batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
-    torch.manual_seed(0)  # the same views for every arm and seed
+    torch.manual_seed(0)  # the same views for every arm and draw
     pair, _ = views(batch)
     with torch.no_grad():
         whole, first, second = (
@@ -121,45 +127,46 @@ def look(root: Path, folder: str | None, seed: int, pretrained: Path | None, tes
     }
 
 
-def score(root: Path, output: Path, overlay: list[Path], split: object, common: dict[str, object]) -> float:
-    """Train on few labels, score held-out people: mean Dice over people and structures."""
-    from medcl_monai.demo import run_bundle
-    from medcl_monai.demo_report import subject_scores
-
-    configs, knobs = root / "configs", {**common, "model_file": str(output / "model.pt")}
-    run_bundle([configs / "train.json", *overlay], output_dir=str(output), **knobs)
-    run_bundle([configs / "train.json", configs / "evaluate.json", *overlay], output_dir=str(output / "test"), **knobs)
-    return round(float(np.nanmean(subject_scores(output / "test", split), axis=1).mean()), 4)
+def report(write: bool = False) -> None:
+    """Print the tables; with --write, put them into the page of the method, between its marks."""
+    lines = tables(read_rows(RESULTS))
+    print("\n".join(lines))
+    if write:
+        replace_between(PAGE, "studies/decorrelated_moco.py", lines)
 
 
-def report() -> None:
-    """The table: mean over seeds with Student's 95 % interval, and the paired difference to MoCo v2."""
-    rows = _rows()
+def tables(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Markdown: the figures of each arm, then its difference to every control that the table holds."""
+    lines, cells = [], []
+    rates = {arm: probe_rate(rows, arm) for arm in ARMS}
     for data in dict.fromkeys(row["data"] for row in rows):
-        print(f"{data}: mean [95 % t interval over seeds]; in brackets behind: paired difference to moco")
-        for column in COLUMNS[3:-1]:
-            for arm in ARMS:
-                values = {row["seed"]: float(row[column]) for row in rows if (row["data"], row["arm"]) == (data, arm)}
-                base = {row["seed"]: float(row[column]) for row in rows if (row["data"], row["arm"]) == (data, "moco")}
-                pairs = [values[seed] - base[seed] for seed in values if seed in base]
-                print(f"{column:22}{arm:12}n={len(values)}  {_interval(list(values.values()))}"
-                      + ("" if arm == "moco" else f"   ({_interval(pairs, '+')})"))
+        held: dict[tuple[str, str], dict[str, str]] = {}
+        for row in rows:
+            if row["data"] == data and row["people"] == "test" and row["setting"] == _setting(row, rates):
+                key = (row["arm"], row["draw"])
+                held.setdefault(key, {"arm": row["arm"], "draw": row["draw"]})[row["figure"]] = row["value"]
+        wide = [row for row in held.values() if set(FIGURES) <= set(row)]
+        shown = {arm: LABELS[arm] for arm in ARMS if any(row["arm"] == arm for row in wide)}
+        draws = len({row["draw"] for row in wide})
+        lines += [f"{data}, {draws} draws:", "", *means(wide, shown, FIGURES), ""]
+        found, values = differences(wide, shown, [name for name in CONTROLS if name in shown], FIGURES)
+        lines, cells = [*lines, f"{data}, paired differences:", "", *found, ""], [*cells, *values]
+    chosen = ", ".join(f"{LABELS[arm]} {rate}" for arm, rate in rates.items() if rate)
+    return [*lines, f"Learning rates of the linear probes, chosen on validation people: {chosen}.", "", counted(cells)]
 
 
-def _interval(values: list[float], sign: str = "") -> str:
-    from medcl_monai.demo_report import t_interval
-
-    if not values:
-        return "nan"
-    mean, low, high = t_interval(np.array(values))
-    return f"{mean:{sign}.3f}" + (f" [{low:{sign}.3f}, {high:{sign}.3f}]" if len(values) > 1 else "")
+def _setting(row: dict[str, str], rates: dict[str, str]) -> str:
+    """The setting of a row's figure that is shown: the linear probe's is what its arm chose."""
+    return rates[row["arm"]] if row["figure"] == "linear_dice" else row["setting"]
 
 
-def _rows() -> list[dict[str, str]]:
-    if not RESULTS.is_file():
-        return []
-    with RESULTS.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def probe_rate(rows: Sequence[dict[str, str]], arm: str) -> str:
+    """The learning rate of an arm's probe with the highest Dice of validation people, over data sets and draws."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if (row["figure"], row["people"], row["arm"]) == ("linear_dice", "validation", arm):
+            found.setdefault(row["setting"], {}).setdefault(row["data"], []).append(float(row["value"]))
+    return max(found, key=lambda s: statistics.fmean(map(statistics.fmean, found[s].values())), default="")
 
 
 if __name__ == "__main__":

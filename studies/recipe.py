@@ -9,26 +9,32 @@ people, and scores validation people; `confirm` scores test people, once, with t
 added to studies/recipe.csv when its run has finished, and rows that are there are not run again.
 """
 
+import statistics
 import sys
 import time
 from pathlib import Path
 
 import fire
+from arms import EXAMPLE, ROOT, Bench, append_row, read_rows, side_by_side
+from tables import by_draw, counted, differences, interval, replace_between
 
-from arms import EXAMPLE, Bench, append_row, read_rows, side_by_side
-
-RESULTS = Path(__file__).with_suffix(".csv")
+RESULTS, PAGE = Path(__file__).with_suffix(".csv"), ROOT / "docs" / "fine_tuning.md"
+BUNDLES = ("jcl", "decorrelated_moco")
 DRAWS = range(5)
 RATES, SCALES = (0.001, 0.003), (0.1, 1.0)
 LONGER = 4
 STARTS = ("scratch", "pretrained", "no_blank", "longer")
+LABELS = {
+    "scratch": "scratch", "pretrained": "pre-trained", "no_blank": "pre-trained without blank slices",
+    "longer": f"pre-trained {LONGER} times as long",
+}
 
 
-def run(*data: str, bundles: tuple = ("jcl", "decorrelated_moco"), starts: tuple = STARTS, workers: int = 2,
+def run(*data: str, bundles: tuple = BUNDLES, starts: tuple = STARTS, workers: int = 2,
         place: str | None = None) -> None:
     """Run what is missing."""
     jobs = [
-        (bundle, one, start, draw, str(_place(place)))
+        (bundle, one, start, draw, str(work_folder(place)))
         for start_pair in _stages(starts) for draw in DRAWS for one in data for bundle in _names(bundles)
         for start in start_pair if start != "no_blank" or one == EXAMPLE  # the hippocampus volumes have no blank slice
     ]
@@ -43,7 +49,7 @@ def one_start(bundle: str, data: str, start: str, draw: int, place: str) -> None
     bench = Bench(bundle, data, Path(place))
     for rate, scale in _missing(bundle, data, start, draw):
         began = time.time()
-        model = _model(bench, start, draw, rate, scale)
+        model = model_file(bench, start, draw, rate, scale)
         bench.tune(start, draw, model, pretrained=_weights(bench, start, draw, scale), learning_rate=rate,
                    carried_lr_scale=scale)
         dice = bench.score(start, draw, model, "validation")
@@ -67,13 +73,14 @@ def _steps(bench: Bench, start: str, draw: int) -> int:
     return json.loads((bench.root(start, draw) / "configs" / "pretrain.json").read_text(encoding="utf-8"))["steps"]
 
 
-def _model(bench: Bench, start: str, draw: int, rate: float, scale: float) -> Path:
+def model_file(bench: Bench, start: str, draw: int, rate: float, scale: float) -> Path:
+    """The segmenter of a start, a draw and a cell of the grid."""
     return bench.folder(start, draw) / "models" / f"{rate}-{scale}" / "model.pt"
 
 
 def _missing(bundle: str, data: str, start: str, draw: int) -> list[tuple[float, float]]:
-    key = (bundle, Path(data).name, start, str(draw), "validation")
-    rows = [row for row in read_rows(RESULTS) if tuple(row[k] for k in ("bundle", "data", "start", "draw", "people")) == key]
+    key = {"bundle": bundle, "data": Path(data).name, "start": start, "draw": str(draw), "people": "validation"}
+    rows = [row for row in read_rows(RESULTS) if key.items() <= row.items()]
     done = {(float(row["rate"]), float(row["scale"])) for row in rows}
     return [(rate, scale) for rate in RATES for scale in SCALES if (rate, scale) not in done]
 
@@ -88,11 +95,96 @@ def _names(value: tuple | str) -> tuple[str, ...]:
     return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
 
 
-def _place(place: str | None) -> Path:
+def work_folder(place: str | None) -> Path:
+    """Where weights, segmenters and scores of studies lie: in the package's cache folder unless told otherwise."""
     from medcl_monai.data.place import cache_folder
 
-    return cache_folder() / "studies" / "recipe" if place is None else Path(place).resolve()
+    return cache_folder() / "studies" if place is None else Path(place).resolve()
+
+
+def confirm(*data: str, workers: int = 2, place: str | None = None) -> None:
+    """Score test people, once, with what each start chose on validation people; `run` left the segmenters."""
+    rows = read_rows(RESULTS)
+    done = {(row["bundle"], row["data"], row["start"], row["draw"]) for row in rows if row["people"] == "test"}
+    jobs = [
+        (bundle, one, start, draw, *choice(rows, bundle, start), str(work_folder(place)))
+        for one in data for bundle in BUNDLES for start in STARTS[:2] for draw in DRAWS
+        if (bundle, Path(one).name, start, str(draw)) not in done
+    ]
+    side_by_side(one_test, jobs, workers)
+
+
+def one_test(bundle: str, data: str, start: str, draw: int, rate: float, scale: float, place: str) -> None:
+    """Score the test people with one segmenter."""
+    import torch
+
+    torch.set_num_threads(1)
+    began, bench = time.time(), Bench(bundle, data, Path(place))
+    dice = bench.score(start, draw, model_file(bench, start, draw, rate, scale), "test")
+    append_row(RESULTS, {
+        "bundle": bundle, "data": bench.name, "start": start, "rate": rate, "scale": scale, "draw": draw,
+        "people": "test", "dice": dice, "minutes": round((time.time() - began) / 60, 2),
+    })
+
+
+def choice(rows: list[dict[str, str]], bundle: str, start: str) -> tuple[float, float]:
+    """Rate and scale with the highest Dice of validation people: mean over draws, then over data sets; ties: the first.
+
+    Rows of test people are not read.
+    """
+    found: dict[tuple[float, float], dict[str, list[float]]] = {}
+    for row in rows:
+        if (row["bundle"], row["start"], row["people"]) == (bundle, start, "validation"):
+            cell = found.setdefault((float(row["rate"]), float(row["scale"])), {})
+            cell.setdefault(row["data"], []).append(float(row["dice"]))
+    if not found:
+        raise ValueError(f"recipe: no rows of validation people for {start} of {bundle}: run first")
+    return max(sorted(found), key=lambda cell: statistics.fmean(statistics.fmean(v) for v in found[cell].values()))
+
+
+def report(write: bool = False) -> None:
+    """Print the tables of all bundles; with --write, put them into the page, between its marks."""
+    for bundle in BUNDLES:
+        lines = tables(read_rows(RESULTS), bundle)
+        print("\n".join(lines))
+        if write:
+            replace_between(PAGE, f"studies/recipe.py {bundle}", lines)
+
+
+def tables(rows: list[dict[str, str]], bundle: str) -> list[str]:
+    """Markdown: Dice of validation people in each cell, then what each start chose, against every other start."""
+    rows = [
+        {**row, "cell": f"{float(row['rate']):g}, {float(row['scale']):g}"} for row in rows if row["bundle"] == bundle
+    ]
+    datasets = list(dict.fromkeys(row["data"] for row in rows))
+    starts = [start for start in STARTS if any(row["start"] == start for row in rows)]
+    chosen = {start: "{:g}, {:g}".format(*choice(rows, bundle, start)) for start in starts}
+    lines = []
+    for data in datasets:
+        shown = [start for start in starts if any((row["start"], row["data"]) == (start, data) for row in rows)]
+        lines += [f"{data}, Dice of validation people:", "", _line("rate, scale", [LABELS[start] for start in shown])]
+        lines.append("|---" * (1 + len(shown)) + "|")
+        for cell in sorted({row["cell"] for row in rows}):
+            wanted = {"data": data, "cell": cell, "people": "validation"}
+            values = [interval(list(by_draw(rows, "dice", start=start, **wanted).values())) for start in shown]
+            marks = [" (chosen)" if chosen[start] == cell else "" for start in shown]
+            lines.append(_line(cell, [value + mark for value, mark in zip(values, marks, strict=True)]))
+        lines.append("")
+    kept = [{**row, "arm": row["start"]} for row in rows if row["cell"] == chosen[row["start"]]]
+    cells = []
+    for people in dict.fromkeys(row["people"] for row in kept):
+        for data in datasets:
+            held = [row for row in kept if (row["people"], row["data"]) == (people, data)]
+            arms = {start: LABELS[start] for start in starts if any(row["start"] == start for row in held)}
+            controls = [start for start in STARTS[:2] if start in arms]
+            found, values = differences(held, arms, controls, {"dice": f"{data}, {people} people"})
+            lines, cells = [*lines, *found, ""], [*cells, *values]
+    return [*lines, counted(cells)]
+
+
+def _line(first: str, others: list[str]) -> str:
+    return f"| {first} | " + " | ".join(others) + " |"
 
 
 if __name__ == "__main__":
-    sys.exit(fire.Fire({"run": run}))
+    sys.exit(fire.Fire({"run": run, "confirm": confirm, "report": report}))

@@ -74,7 +74,8 @@ def require_statistics(network: nn.Module) -> None:
         ValueError: naming the first such layer in `eval()`.
     """
     if missing := [name for name, layer in missing_statistics(network).items() if not layer.training]:
+        kind = type(network).__name__
         raise ValueError(
-            f"{type(network).__name__}: the batch norm {missing[0]!r} ({len(missing)} in all) is frozen with statistics "
+            f"{kind}: the batch norm {missing[0]!r} ({len(missing)} in all) is frozen with statistics "
             "that were never computed, so its features mean nothing: start from weights, or call compute_statistics"
         )

@@ -201,7 +201,8 @@ def test_every_arm_from_scratch_learns_at_one_rate(trained, run, tiny, training_
     assert arms
     for arm in arms.values():
         knobs = {**tiny, **training_knobs, **arm, "carried_lr_scale": 0.1}
-        (group,) = run(trained, "train.json", only_parse=True, **knobs).parser.get_parsed_content("optimizer").param_groups
+        workflow = run(trained, "train.json", only_parse=True, **knobs)
+        (group,) = workflow.parser.get_parsed_content("optimizer").param_groups
         assert group["lr"] == pytest.approx(knobs["learning_rate"])
 
 

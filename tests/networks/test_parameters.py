@@ -37,7 +37,7 @@ def test_the_wrapper_for_several_processes_hides_no_name():
 
 
 def test_wrong_numbers_and_the_report_of_another_network_are_named(unet):
-    with pytest.raises(ValueError, match="carried_lr_scale -1.0 must be 0 or more"):
+    with pytest.raises(ValueError, match=r"carried_lr_scale -1\.0 must be 0 or more"):
         parameter_groups(unet(), 0.01, None, -1.0)
-    with pytest.raises(ValueError, match="it carried 'other.weight', this network has 'conv_0"):
+    with pytest.raises(ValueError, match=r"it carried 'other\.weight', this network has 'conv_0"):
         parameter_groups(unet(), 0.01, report("other.weight"))

@@ -1,0 +1,74 @@
+"""The committed results, and what the pages say of them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def between(page, mark):
+    text = page.read_text(encoding="utf-8")
+    return re.search(rf"<!-- begin {re.escape(mark)} -->\n(.*?)\n<!-- end {re.escape(mark)} -->", text, re.S).group(1)
+
+
+def row(start, rate, scale, draw, dice, people="validation", data="example"):
+    values = {"bundle": "jcl", "data": data, "start": start, "rate": rate, "scale": scale, "draw": draw}
+    return {key: str(value) for key, value in {**values, "people": people, "dice": dice}.items()}
+
+
+def test_a_start_chooses_by_validation_people_alone_and_data_sets_count_alike():
+    import recipe
+
+    rows = [row("scratch", 0.001, 1.0, draw, 0.6) for draw in range(4)]
+    rows += [row("scratch", 0.003, 1.0, draw, 0.5) for draw in range(4)]
+    assert recipe.choice(rows, "jcl", "scratch") == (0.001, 1.0)
+    rows += [row("scratch", 0.003, 1.0, draw, 0.99, people="test") for draw in range(4)]
+    assert recipe.choice(rows, "jcl", "scratch") == (0.001, 1.0)
+    rows += [row("scratch", 0.001, 1.0, 0, 0.2, data="other"), row("scratch", 0.003, 1.0, 0, 0.4, data="other")]
+    assert recipe.choice(rows, "jcl", "scratch") == (0.003, 1.0)
+    with pytest.raises(ValueError, match="no rows of validation people for longer of jcl"):
+        recipe.choice(rows, "jcl", "longer")
+
+
+def test_the_draws_are_counted_beforehand():
+    import recipe
+
+    assert len(recipe.DRAWS) >= 5
+
+
+def test_the_page_of_the_recipe_shows_the_committed_results():
+    import recipe
+
+    for bundle in recipe.BUNDLES:
+        page = between(recipe.PAGE, f"studies/recipe.py {bundle}")
+        assert page == "\n".join(recipe.tables(recipe.read_rows(recipe.RESULTS), bundle))
+        assert "minus scratch" in page
+
+
+def test_the_page_of_decorrelated_moco_shows_the_committed_results_against_every_control():
+    import decorrelated_moco
+
+    page = between(decorrelated_moco.PAGE, "studies/decorrelated_moco.py")
+    rows = decorrelated_moco.read_rows(decorrelated_moco.RESULTS)
+    assert page == "\n".join(decorrelated_moco.tables(rows))
+    held = {row["arm"] for row in rows}
+    for control in set(decorrelated_moco.CONTROLS) & held:
+        label = decorrelated_moco.LABELS[control]
+        others = [arm for arm in decorrelated_moco.ARMS if arm in held and arm not in decorrelated_moco.CONTROLS]
+        assert all(f"| {decorrelated_moco.LABELS[arm]} minus {label} |" in page for arm in others)
+
+
+def test_the_demo_and_the_defaults_are_what_the_starts_chose():
+    import json
+
+    import recipe
+
+    rows = recipe.read_rows(recipe.RESULTS)
+    for bundle in recipe.BUNDLES:
+        configs = ROOT / "bundles" / bundle / "configs"
+        train, demo = (json.loads((configs / name).read_text(encoding="utf-8")) for name in ("train.json", "demo.json"))
+        chosen = recipe.choice(rows, bundle, "pretrained")
+        assert (train["learning_rate"], train["carried_lr_scale"]) == chosen
+        assert demo["arms"]["scratch"]["pretrained"] == "none"
