@@ -2,10 +2,10 @@
 
 import fire
 
-from medcl_monai.data.example import example_population
-from medcl_monai.demo import demo
-from medcl_monai.inspection import inspect
-from medcl_monai.transfer.command import transfer
+from medcl_monai.commands.demo import demo
+from medcl_monai.commands.inspect import inspect
+from medcl_monai.commands.transfer import transfer
+from medcl_monai.data.example.population import example_population
 
 VERBS = {
     "example_data": example_population,

@@ -75,6 +75,11 @@ def distribute(network: nn.Module, device: torch.device, broadcast_buffers: bool
     return DistributedDataParallel(network.to(device), device_ids=devices, broadcast_buffers=broadcast_buffers)
 
 
+def bare(network: nn.Module) -> nn.Module:
+    """The network without the wrapper for several processes."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
 def gather(x: Tensor) -> Tensor:
     """Rows (dim 0) of all processes in rank order, with gradient: each gets the sum of what all make of its rows.
 

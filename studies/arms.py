@@ -49,7 +49,7 @@ class Bench:
 
     def root(self, start: str, draw: int) -> Path:
         """A copy of the bundle for these data, of its own for each start and draw; made if it is not there."""
-        from medcl_monai.adaptation import adapt_bundle, grid_of
+        from medcl_monai.bundles import adapt_bundle, grid_of
         from medcl_monai.data.inspection import inspect_dataset
 
         source, root = ROOT / "bundles" / self.bundle, self.folder(start, draw) / self.bundle
@@ -78,7 +78,7 @@ class Bench:
 
     def pretrain(self, start: str, draw: int, **overrides: object) -> Path:
         """Pre-train unless that was done; the weights."""
-        from medcl_monai.demo import run_bundle
+        from medcl_monai.bundles import run_bundle
 
         root = self.root(start, draw)
         path = root / "models" / "pretrained.pt"
@@ -103,7 +103,7 @@ class Bench:
 
     def tune(self, start: str, draw: int, model: Path, overlay: Sequence[str] = (), **overrides: object) -> None:
         """Fine-tune on the labelled people of a draw unless that was done; nobody validates, `model` is the last."""
-        from medcl_monai.demo import run_bundle
+        from medcl_monai.bundles import run_bundle
 
         if model.is_file():
             return
@@ -118,8 +118,8 @@ class Bench:
         """Mean Dice over people and structures of the people called `people`: "validation" or "test"."""
         import numpy as np
 
-        from medcl_monai.demo import run_bundle
-        from medcl_monai.demo_report import subject_scores
+        from medcl_monai.bundles import run_bundle
+        from medcl_monai.commands.demo_report import subject_scores
 
         root, entries = self.root(start, draw), getattr(self.split(), people)
         files = [root / "configs" / name for name in ("train.json", *overlay, "evaluate.json")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medcl_monai.demo_report import t_interval
+from medcl_monai.commands.demo_report import t_interval
 
 Row = Mapping[str, str]
 

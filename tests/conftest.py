@@ -34,7 +34,7 @@ def _one_cache(cache):
 @pytest.fixture(scope="session")
 def population(cache):
     """Six small example subjects: 4 training, 1 validation, 1 test."""
-    from medcl_monai.data.example import example_population
+    from medcl_monai.data.example.population import example_population
 
     return example_population(cache / "small", subjects=6, spacing=4.0)
 

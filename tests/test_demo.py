@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcl_monai.adaptation import adapt_bundle, grid_of
+from medcl_monai.bundles import adapt_bundle, bundle_folder, grid_of
+from medcl_monai.commands.demo import demo
+from medcl_monai.commands.demo_report import report, subject_scores, t_interval
 from medcl_monai.data.inspection import Grid, inspect_dataset, suggest_spacing
 from medcl_monai.data.splits import Split
-from medcl_monai.demo import bundle_folder, demo
-from medcl_monai.demo_report import report, subject_scores, t_interval
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,7 +88,7 @@ def test_scores_of_other_volumes_are_refused(tmp_path):
 
 
 def test_the_report_names_the_difference_to_every_control(tmp_path, monkeypatch):
-    monkeypatch.setattr("medcl_monai.demo_report.draw", lambda *_: "demo.png")
+    monkeypatch.setattr("medcl_monai.commands.demo_report.draw", lambda *_: "demo.png")
     entries = [{"image": f"/x/{name}.nii.gz", "subject": name} for name in "pqr"]
     for place, arm in enumerate(("ours", "scratch", "other")):
         for moment in ("test", "half"):

@@ -11,12 +11,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from medcl_monai.distributed import distribute, gather, join_processes, leave_processes, rank, total, world_size
-from medcl_monai.losses.local import Regions
 from medcl_monai.losses.positional import local_pair_contrast, pair_contrast
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCoLoss
 from medcl_monai.methods.jcl import JCL, JCLLoss
 from medcl_monai.networks.momentum import FeatureQueue
 from medcl_monai.networks.whitening import WhitenZCA
+from medcl_monai.transforms.regions import Regions
 
 F64 = torch.float64
 SPLITS = {"equal": (4, 4), "unequal": (3, 5)}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import medcl_monai
+from medcl_monai.bundles import value_span
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -55,8 +56,10 @@ def test_knobs_on_command_lines_exist(page):
         knobs |= set(json.loads(file.read_text(encoding="utf-8")))
     blocks = " ".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
     ours = " ".join(line for line in blocks.splitlines() if not line.strip().startswith(("monailabel", "curl", "pip")))
-    named = set(re.findall(r"(?<=\s)--(\w+)", ours)) - {"backend"}
-    assert named <= knobs
+    named = set(re.findall(r"(?<=\s)--([\w:]+)", ours)) - {"backend", "write"}
+    texts = [file.read_text(encoding="utf-8") for file in ROOT.glob("bundles/*/configs/*.json")]
+    nested = {name for name in named if "::" in name and any(value_span(text, name.split("::")) for text in texts)}
+    assert named <= knobs | nested
 
 
 @pytest.mark.parametrize("verb", ["example_data", "demo", "inspect", "transfer"])

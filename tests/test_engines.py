@@ -10,8 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from medcl_monai.data.samplers import StreamSampler
-from medcl_monai.engines import Pretrainer, Trainer, epoch_length
-from medcl_monai.handlers.checkpoint import Checkpoints, checkpoints
+from medcl_monai.engines.freezing import FrozenEncoder
+from medcl_monai.engines.loop import epoch_length
+from medcl_monai.engines.pretrainer import Pretrainer
+from medcl_monai.engines.state import checkpoints
+from medcl_monai.engines.trainer import Trainer
+from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.schedule import Schedule, cosine, polynomial
 from medcl_monai.handlers.views_picture import ViewsPicture
 from medcl_monai.methods.base import PretrainingNetwork
@@ -174,7 +178,8 @@ def test_decays_end_at_0():
 
 
 def test_a_frozen_random_encoder_whose_statistics_nobody_computed_is_refused():
-    engine = trainer(segmenter(), epochs=1, encoder=["1.", "2."], freeze_encoder_epochs=1)
+    network = segmenter()
+    engine = trainer(network, epochs=1, frozen=FrozenEncoder(network, ["1.", "2."], 1))
     with pytest.raises(ValueError, match=r"the batch norm '2' \(1 in all\) is frozen with statistics that were never"):
         engine.run()
 
@@ -182,7 +187,7 @@ def test_a_frozen_random_encoder_whose_statistics_nobody_computed_is_refused():
 def test_a_frozen_encoder_does_not_move_nor_do_its_norms():
     network = with_statistics(segmenter())
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    engine = trainer(network, epochs=1, lr=0.001, encoder=["1.", "2."], freeze_encoder_epochs=1)
+    engine = trainer(network, epochs=1, lr=0.001, frozen=FrozenEncoder(network, ["1.", "2."], 1))
     engine.run()
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"4.weight", "4.bias"}
@@ -317,13 +322,15 @@ def test_an_epoch_of_unknown_or_odd_length_and_an_absent_encoder_are_named():
     with pytest.raises(ValueError, match="multiple of accumulation=1, got None"):
         trainer(segmenter(), length=None).run()
     with pytest.raises(ValueError, match=r"begins with one of \('down_',\), as '1.weight'"):
-        trainer(segmenter(), encoder=["down_"], freeze_encoder_epochs=1)
+        FrozenEncoder(segmenter(), ["down_"], 1)
+    with pytest.raises(ValueError, match="epochs must be 0 or more, got -1"):
+        FrozenEncoder(segmenter(), ["1."], -1)
 
 
 def test_a_frozen_encoder_leaves_what_the_user_froze_alone():
     network = segmenter()
     network[1].bias.requires_grad_(False)
-    engine = trainer(network, epochs=2, encoder=["1."], freeze_encoder_epochs=1)
+    engine = trainer(network, epochs=2, frozen=FrozenEncoder(network, ["1."], 1))
     engine.run()
     assert network[1].weight.requires_grad
     assert not network[1].bias.requires_grad

@@ -8,8 +8,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from medcl_monai.data.samplers import StreamSampler
-from medcl_monai.engines import Trainer
-from medcl_monai.handlers.checkpoint import Checkpoints, checkpoints
+from medcl_monai.engines.freezing import FrozenEncoder
+from medcl_monai.engines.state import checkpoints
+from medcl_monai.engines.trainer import Trainer
+from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.schedule import Schedule
 
 pytestmark = pytest.mark.distributed
@@ -29,13 +31,14 @@ class Items(Dataset):
         return self.samples[item[0]]
 
 
-def training(network, batches, folder=None, length=None, **knobs):
+def training(network, batches, folder=None, length=None, frozen=(), **knobs):
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
     saver = [] if folder is None else [Checkpoints(folder, 1)]
     return Trainer(
         device="cpu", max_epochs=2, epoch_length=length or len(batches), train_data_loader=batches, network=network,
         optimizer=optimizer, train_handlers=[Schedule(optimizer), *saver],
-        loss_function=lambda prediction, label: {"squares": (prediction - label).square().mean()}, **knobs,
+        loss_function=lambda prediction, label: {"squares": (prediction - label).square().mean()},
+        frozen=FrozenEncoder(network, frozen, 1) if frozen else None, **knobs,
     )
 
 
@@ -57,7 +60,7 @@ def train_half(rank, folder, knobs):
     torch.save(network.module.state_dict(), folder / f"rank_{rank}.pt")
 
 
-@pytest.mark.parametrize("knobs", [{"accumulation": 2}, {"encoder": ["0."], "freeze_encoder_epochs": 1, "clip": 1.0}])
+@pytest.mark.parametrize("knobs", [{"accumulation": 2}, {"frozen": ["0."], "clip": 1.0}])
 def test_two_processes_train_as_one_with_twice_the_batch_and_one_writes(tmp_path, knobs):
     whole = segmenter()
     pairs = zip(BATCHES[::2], BATCHES[1::2], strict=True)

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 from torch import nn
 
-from medcl_monai.engines import Trainer
+from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.tracking import EvaluationTracker, TrainingTracker
-from medcl_monai.tracking import Tracker, replay
+from medcl_monai.tracking.replay import replay
+from medcl_monai.tracking.tracker import Tracker
 
 BATCHES = [{"image": torch.randn(4, 8), "label": torch.zeros(4, 1)} for _ in range(6)]
 pytestmark = pytest.mark.filterwarnings(

@@ -124,7 +124,7 @@ def volumes_to_segment(dataset_dir: str | Path | None = None) -> list[dict[str, 
         FileNotFoundError: neither a file nor a folder, or a folder without volumes.
     """
     if dataset_dir is None:
-        from medcl_monai.data.example import example_population
+        from medcl_monai.data.example.population import example_population
 
         return [{"image": entry["image"]} for entry in find_volumes(example_population()).test]
     if Path(dataset_dir).is_file():

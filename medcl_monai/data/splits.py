@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medcl_monai.data.datalist import Datalist, find_volumes
-from medcl_monai.data.example import example_population
+from medcl_monai.data.example.population import example_population
 from medcl_monai.distributed import rank
 from medcl_monai.files import volume_files, volume_hash, write_atomically
 from medcl_monai.knobs import knob_types

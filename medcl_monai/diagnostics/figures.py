@@ -87,3 +87,19 @@ def _rows(features: Float[Tensor, "batch dim *sites"]) -> Float[Tensor, "samples
     rows = features.detach()
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     return rows if rows.ndim == 2 else rows.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def within_sample_share(feature_map: Float[Tensor, "batch dim *sites"]) -> Float[Tensor, ""]:
+    """Share of a map's variance that lies within its samples: 0 where each sample is one vector at all of its places.
+
+    A map can keep its rank and spread over samples while every place of a slice looks alike, which dense contrast and
+    segmentation cannot use.
+
+    Example:
+        >>> round(float(within_sample_share(torch.randn(4, 8, 1, 1).expand(-1, -1, 5, 5))), 6)
+        0.0
+    """
+    values = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32)).flatten(2)
+    within = (values - values.mean(2, keepdim=True)).square().mean()
+    total = (values - values.mean((0, 2), keepdim=True)).square().mean()
+    return within / total.clamp(min=1e-30)

@@ -6,7 +6,7 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from medcl_monai.distributed import rank
-from medcl_monai.engines import Trainer
+from medcl_monai.engines.loop import TrainingLoop
 
 
 class Progress:
@@ -41,10 +41,10 @@ class Progress:
         if self.bar.disable or engine.state.iteration % _per_step(engine):
             return
         due = self.bar.n + 1 >= self.bar.last_print_n + self.bar.miniters  # reading the loss waits for the device
-        if due and isinstance(engine, Trainer):
+        if due and isinstance(engine, TrainingLoop):
             self.bar.set_postfix(loss=f"{float(engine.state.output[0]['loss']):.3f}", refresh=False)
         self.bar.update()
 
 
 def _per_step(engine: Engine) -> int:
-    return engine.accumulation if isinstance(engine, Trainer) else 1
+    return engine.accumulation if isinstance(engine, TrainingLoop) else 1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
-from medcl_monai.handlers.checkpoint import stateful
+from medcl_monai.engines.state import stateful
 from medcl_monai.knobs import knob_types
 
 

@@ -7,8 +7,8 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
 from medcl_monai.distributed import world_size
-from medcl_monai.handlers.checkpoint import stateful
-from medcl_monai.tracking import Tracker
+from medcl_monai.engines.state import stateful
+from medcl_monai.tracking.tracker import Tracker
 
 
 class TrainingTracker:
@@ -67,7 +67,7 @@ class TrainingTracker:
             self._seconds = time.perf_counter() - self._since
             for name, figure in state.pictures.items():
                 self.tracker.picture(name, figure, state.optimizer_steps)
-            if state.iteration % engine.accumulation == 0:
+            if engine.ends_step():
                 rates = {f"learning_rate/{k}": group["lr"] for k, group in enumerate(engine.optimizer.param_groups)}
                 self._kept.append((state.optimizer_steps, self._step, {**rates, **state.figures}))
                 self._step = []

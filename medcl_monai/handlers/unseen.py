@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from medcl_monai.handlers.share import check_unseen
 from medcl_monai.knobs import knob_types
+from medcl_monai.transfer.manifest import check_unseen
 
 
 class UnseenSubjects:

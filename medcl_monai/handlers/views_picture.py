@@ -1,6 +1,7 @@
 """What the views look like, for the run's record."""
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
 
 from medcl_monai.diagnostics.pictures import views_picture
 from medcl_monai.knobs import knob_types
@@ -21,12 +22,13 @@ class ViewsPicture:
         self.interval, self.samples = interval, samples
 
     def attach(self, engine: Engine) -> None:
-        """Draw after iterations of `engine`, a `Pretrainer`."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+        """Draw in iterations of `engine`, a `Pretrainer`."""
+        # within the iteration: the tracker reads the pictures at its end
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:
-        step = engine.state.optimizer_steps
-        if engine.state.iteration % engine.accumulation or (step != 1 and step % self.interval):
+        step = engine.state.optimizer_steps + 1
+        if not engine.ends_step() or (step != 1 and step % self.interval):
             return
         views = engine.state.output[0]["views"]
         images = {name: view[: self.samples, 0] for name, view in views.items() if view.ndim > 2}

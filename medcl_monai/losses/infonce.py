@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from medcl_monai.distributed import mean_over_processes
 from medcl_monai.knobs import NOTHING, knob_types
-from medcl_monai.losses.positional import TIE, check_temperature
+from medcl_monai.losses.cosine import check_temperature
+from medcl_monai.losses.positional import TIE
+from medcl_monai.losses.terms import TermLoss
+from medcl_monai.precision import full_precision
 
 LEAST = -1e30  # a masked logit: finite, so that a row of masked ones has a gradient of 0 and not NaN
 
 
-class QueueInfoNCELoss(nn.Module):
+class QueueInfoNCELoss(TermLoss):
     """Each query must pick its key out of the key and the queue.
 
     He et al. 2020 (MoCo), eq. 1, https://arxiv.org/abs/1911.05722, and MoCo v2. See `queue_infonce`.
@@ -28,6 +30,8 @@ class QueueInfoNCELoss(nn.Module):
     Raises:
         ValueError: `temperature` is not above 0, or `exclude_radius` negative.
     """
+
+    contrasts = ("global",)
 
     @knob_types
     def __init__(
@@ -74,6 +78,7 @@ def queue_infonce(
             queries.
 
     Example:
+        >>> import torch
         >>> same = torch.ones(1, 1)
         >>> round(float(queue_infonce(same, same, same.expand(1024, 1), 0.2)), 4)  # log 1025
         6.9324
@@ -81,6 +86,7 @@ def queue_infonce(
     return queue_infonce_rows(query, key, queue, temperature, masked).mean()
 
 
+@full_precision
 def queue_infonce_rows(
     query: Float[Tensor, "batch dim"],
     key: Float[Tensor, "keys key_dim"],
@@ -96,15 +102,13 @@ def queue_infonce_rows(
         raise ValueError(
             f"keys are {tuple(key.shape)}, queries {tuple(query.shape)}: each query needs its own key, of its process"
         )
-    with torch.autocast(query.device.type, enabled=False):  # autocast would take the logits in half precision
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        scaled = query.to(dtype) / temperature
-        positive = (scaled * key.detach().to(dtype)).sum(1)
-        negatives = scaled @ queue.detach().to(dtype).T
-        if masked is not None:
-            negatives = negatives.masked_fill_(masked, LEAST)
-        # log(e^p + e^n) - p; torch's own threshold of 20 would cost fp64 its last digits
-        return F.softplus(negatives.logsumexp(1) - positive, threshold=40)
+    scaled = query / temperature
+    positive = (scaled * key.detach().to(scaled)).sum(1)
+    negatives = scaled @ queue.detach().to(scaled).T
+    if masked is not None:
+        negatives = negatives.masked_fill_(masked, LEAST)
+    # log(e^p + e^n) - p; torch's own threshold of 20 would cost fp64 its last digits
+    return F.softplus(negatives.logsumexp(1) - positive, threshold=40)
 
 
 def same_place(

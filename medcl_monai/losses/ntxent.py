@@ -4,13 +4,15 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from medcl_monai.knobs import knob_types
-from medcl_monai.losses.positional import check_temperature, local_pair_contrast
+from medcl_monai.losses.cosine import check_temperature
+from medcl_monai.losses.positional import local_pair_contrast
+from medcl_monai.losses.terms import TermLoss
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(TermLoss):
     r"""Each view must pick its partner out of all the other views of the batch.
 
     Chen et al. 2020, eq. 1, https://arxiv.org/abs/2002.05709.
@@ -29,6 +31,8 @@ class NTXentLoss(nn.Module):
         >>> NTXentLoss(temperature=0.1)(output)["contrast"] < 0.001
         tensor(True)
     """
+
+    contrasts = ("contrast",)
 
     @knob_types
     def __init__(self, temperature: float = 0.1, weight: float = 1.0) -> None:

@@ -5,15 +5,18 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from medcl_monai.distributed import gather, rank, world_size
 from medcl_monai.knobs import knob_types
+from medcl_monai.losses.cosine import check_temperature
+from medcl_monai.losses.terms import TermLoss
+from medcl_monai.precision import full_precision
 
 TIE = 1e-6  # differences of positions tie with the threshold for many depths; rounding must not decide
 
 
-class PositionalContrastiveLoss(nn.Module):
+class PositionalContrastiveLoss(TermLoss):
     """Pull together embeddings of slices at nearby positions, push apart all others.
 
     Zeng D. et al. 2021 (PCL); Zeng S. et al. 2023, eq. 9 and 10, https://arxiv.org/abs/2309.11876, with the mean
@@ -30,6 +33,8 @@ class PositionalContrastiveLoss(nn.Module):
     Raises:
         ValueError: `temperature` or `threshold` out of range.
     """
+
+    contrasts = ("contrast",)
 
     @knob_types
     def __init__(
@@ -54,6 +59,7 @@ class PositionalContrastiveLoss(nn.Module):
         return {"contrast": self.weight * contrast(*rows, target["position"], self.temperature, self.threshold)}
 
 
+@full_precision
 def positional_contrast(
     embeddings: Float[Tensor, "*sites rows dim"],
     position: Shaped[Tensor, " rows"],
@@ -95,12 +101,11 @@ def positional_contrast(
     if not bool(positives.all()):
         lonely = place[anchors][positives[:, 0] == 0][0]
         raise ValueError(f"no row is nearer than {threshold} to the row at position {float(lonely)}: its mean is empty")
-    with torch.autocast(embeddings.device.type, enabled=False):  # autocast would take the logits in half precision
-        z = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
-        logits = (z[..., anchors, :] / temperature) @ z.mT
-        # the share is 0 on the diagonal, whose logit is still finite here: 0 times -inf would be NaN
-        attraction = (logits * (near.to(logits.dtype) / positives)).sum(-1)
-        return (logits.masked_fill_(itself, -torch.inf).logsumexp(-1) - attraction).mean()
+    z = F.normalize(embeddings, dim=-1)
+    logits = (z[..., anchors, :] / temperature) @ z.mT
+    # the share is 0 on the diagonal, whose logit is still finite here: 0 times -inf would be NaN
+    attraction = (logits * (near.to(logits.dtype) / positives)).sum(-1)
+    return (logits.masked_fill_(itself, -torch.inf).logsumexp(-1) - attraction).mean()
 
 
 def pair_contrast(
@@ -144,23 +149,17 @@ def dense_rows(x: Float[Tensor, "batch dim *sites"]) -> Float[Tensor, "*flat bat
     return x if x.ndim == 2 else x.flatten(2).permute(2, 0, 1)
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ValueError unless the temperature is above 0."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-
-
 def check_threshold(threshold: float) -> None:
     """Raise ValueError unless the threshold lets a row be near the other view of its own sample."""
     if not threshold > TIE:
         raise ValueError(f"threshold must be above {TIE:g} (a share of the slice axis), got {threshold}")
 
 
+@full_precision
 def _join(
     first: Float[Tensor, "*sites batch dim"], second: Float[Tensor, "*sites batch dim"]
 ) -> Float[Tensor, "*sites rows dim"]:
-    with torch.autocast(first.device.type, enabled=False):  # under autocast `cat` refuses or changes some dtypes
-        return torch.cat([first, second], dim=-2)
+    return torch.cat([first, second], dim=-2)  # under autocast `cat` refuses or changes some dtypes
 
 
 def _gather_rows(x: Float[Tensor, "*sites batch dim"]) -> Float[Tensor, "*sites all dim"]:

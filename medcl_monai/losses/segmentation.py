@@ -1,12 +1,12 @@
 """Dice and class-weighted cross entropy."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from medcl_monai.knobs import knob_types
+from medcl_monai.precision import full_precision
 
 
 class SegmentationLoss(nn.Module):
@@ -38,6 +38,7 @@ class SegmentationLoss(nn.Module):
         self.dice_weight, self.cross_entropy_weight = dice_weight, cross_entropy_weight
         self.dice = DiceLoss(include_background=True, to_onehot_y=True, softmax=True, batch=True)
 
+    @full_precision
     def forward(
         self, prediction: Float[Tensor, "batch classes *size"], label: Tensor
     ) -> dict[str, Float[Tensor, ""]]:
@@ -48,10 +49,8 @@ class SegmentationLoss(nn.Module):
             raise ValueError(
                 f"label values {int(target.min())} to {int(target.max())} are outside 0 to {classes - 1} (structures)"
             )
-        with torch.autocast(prediction.device.type, enabled=False):
-            logits = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-            cross_entropy = F.cross_entropy(logits, target[:, 0], weight=self.class_weights.to(logits))
-            dice = self.dice(logits, target)
+        cross_entropy = F.cross_entropy(prediction, target[:, 0], weight=self.class_weights.to(prediction))
+        dice = self.dice(prediction, target)
         return {"dice": self.dice_weight * dice, "cross_entropy": self.cross_entropy_weight * cross_entropy}
 
 
@@ -62,6 +61,7 @@ def class_weights(shares: Float[Tensor, " classes"], power: float) -> Float[Tens
         ValueError: a share is not above 0, or `power` is negative.
 
     Example:
+        >>> import torch
         >>> class_weights(torch.tensor([0.64, 0.36]), 0.5)
         tensor([0.8929, 1.1905])
     """

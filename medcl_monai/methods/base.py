@@ -2,8 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
+
+
+class Watched(NamedTuple):
+    """What the collapse monitor follows of a network's output.
+
+    Attributes:
+        keys: of embeddings (N, C) and maps (N, C, *S), for rank and spread.
+        pairs: pairs of keys of two views' embeddings, for alignment and uniformity.
+    """
+
+    keys: tuple[str, ...] = ("features",)
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 class PretrainingNetwork(nn.Module, ABC):
@@ -32,6 +45,10 @@ class PretrainingNetwork(nn.Module, ABC):
     def shared_parts(self) -> tuple[str, ...]:
         """Names of the tensors that `models/pretrained.pt` holds: `trained_parts` and what they cannot work without."""
         return self.trained_parts()
+
+    def watched(self) -> Watched:
+        """What the collapse monitor follows: by default the embeddings under ``features``."""
+        return Watched()
 
     def update(self, outputs: Sequence[dict[str, Tensor]]) -> None:
         """What changes after an optimiser step: a momentum copy, a queue. By default nothing.

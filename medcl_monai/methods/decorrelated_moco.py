@@ -15,17 +15,17 @@ from monai.networks.nets import FlexibleUNet
 from torch import Tensor, nn
 
 from medcl_monai.distributed import gather
-from medcl_monai.knobs import knob_types
-from medcl_monai.losses.covariance import covariance_penalty
+from medcl_monai.knobs import NOTHING, knob_types
+from medcl_monai.losses.covariance import CovarianceLoss
 from medcl_monai.losses.infonce import QueueInfoNCELoss
 from medcl_monai.losses.local import LocalInfoNCELoss
-from medcl_monai.methods.base import PretrainingNetwork, names_beginning_with
+from medcl_monai.losses.terms import SumOfLosses, TermLoss
+from medcl_monai.methods.base import PretrainingNetwork, Watched, names_beginning_with
 from medcl_monai.networks.flexible_unet import STAGES, STRIDE, decode_blocks, decoder_widths, encoder_widths
 from medcl_monai.networks.heads import pointwise_head, projector
 from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy
-from medcl_monai.networks.whitening import WhitenZCA, inverse_root_eigh
-from medcl_monai.transforms.intensity import blur, contrast_and_shift, gamma, noise
-from medcl_monai.transforms.views import random_crop_warp, resample
+from medcl_monai.networks.whitening import WhitenZCA
+from medcl_monai.transforms.regions import draw_regions
 
 logger = logging.getLogger(__name__)
 SEVERED = ("resnet18", "resnet34")  # MONAI's shortcut "A" reads out.data: no gradient passes it
@@ -44,70 +44,57 @@ class DecorrelatedMoCo(PretrainingNetwork):
 
     Args:
         backbone: MONAI's FlexibleUNet with a residual encoder.
+        whiten: what decorrelates the encoder's last map, as `WhitenZCA` of its width; None or "none": nothing does.
         projection_dim: width of ``query`` and ``key``.
-        local: whether the local head exists.
-        local_level: the map that it reads: "layer1" to "layer4" of the encoder, "decoder1" to "decoder5".
-        local_dim: width of the local embeddings.
-        local_hidden: width of the local head's hidden layer.
-        whiten: whether the last map is whitened.
-        group_size: of the whitening, see `WhitenZCA`.
-        whiten_eps: its ridge relative to the variance.
-        whiten_floor: its absolute ridge.
-        whiten_method: `inverse_root_eigh` or `inverse_root_newton`.
-        whiten_momentum: of its running statistics.
-        shuffle_groups: fresh random groups in every batch.
-        queue_size: older keys that are kept.
+        local_level: the map that the local head reads: "layer1" to "layer4" of the encoder, "decoder1" to "decoder5";
+            None or "none": there is no local head.
+        local_dim: width of the local embeddings; the head's hidden layer is twice as wide.
+        queue_size: number of older keys that are kept.
         momentum: of the copy; over a run of n steps momentum^n should fall below 0.15.
-        key_splits: chunks of the batch in which keys are normalised; divides the batch.
+        key_splits: number of chunks of the batch in which keys are normalised; divides the batch.
 
     Raises:
-        ValueError: a knob out of range; in `forward`: a view size or a batch that does not fit.
+        ValueError: a knob out of range, or a whitening of another width; in `forward`: a view size or a batch that does
+            not fit.
     """
 
     @knob_types
     def __init__(
         self,
         backbone: FlexibleUNet,
+        whiten: nn.Module | str | None,
         projection_dim: int = 128,
-        local: bool = True,
-        local_level: str = "layer3",
+        local_level: str | None = "layer3",
         local_dim: int = 128,
-        local_hidden: int = 256,
-        whiten: bool = True,
-        group_size: int = 64,
-        whiten_eps: float = 1e-4,
-        whiten_floor: float = 1e-6,
-        whiten_method: Callable[[Tensor], Tensor] = inverse_root_eigh,
-        whiten_momentum: float = 0.1,
-        shuffle_groups: bool = False,
         queue_size: int = 65536,
         momentum: float = 0.999,
         key_splits: int = 4,
     ) -> None:
         super().__init__()
-        if min(key_splits, projection_dim, local_dim, local_hidden) < 1:
+        if min(key_splits, projection_dim, local_dim) < 1:
             raise ValueError(
-                f"DecorrelatedMoCo: key_splits {key_splits}, projection_dim {projection_dim}, local_dim {local_dim} "
-                f"and local_hidden {local_hidden} must be at least 1"
+                f"DecorrelatedMoCo: key_splits {key_splits}, projection_dim {projection_dim} and local_dim {local_dim} "
+                "must be at least 1"
             )
         if backbone.backbone in SEVERED:
             logger.warning(
                 "%s: MONAI's shortcuts of this network pass no gradient, and it cannot be exported; resnet10 and "
                 "resnet50 have neither fault", backbone.backbone,
             )
-        self.backbone, self.key_splits, self.local_level = backbone, key_splits, local_level
-        self.level, stages = read_level(local_level)
-        self.decoder_stages = stages if local else 0
+        self.backbone, self.key_splits = backbone, key_splits
+        self.local_level = None if local_level in NOTHING else local_level
+        self.level, self.decoder_stages = (0, 0) if self.local_level is None else read_level(self.local_level)
         width, dims = encoder_widths(backbone)[-1], backbone.spatial_dims
-        settings = (group_size, whiten_eps, whiten_floor, whiten_momentum, whiten_method, shuffle_groups)
-        self.whiten = WhitenZCA(width, *settings) if whiten else nn.Identity()
+        self.whiten = nn.Identity() if whiten in NOTHING else whiten
+        if isinstance(whiten, WhitenZCA) and whiten.channels != width:
+            raise ValueError(f"DecorrelatedMoCo: whiten is of {whiten.channels} channels, the encoder gives {width}")
         self.projector = projector(width, width, projection_dim)
-        self.local_head = pointwise_head(dims, self._local_width(), local_hidden, local_dim) if local else None
+        head = None if self.local_level is None else pointwise_head(dims, self._local_width(), 2 * local_dim, local_dim)
+        self.local_head = head
         self.freeze_untrained()
         self.key_network = MomentumCopy(self._parts(), momentum)
+        self.key_network.follow_loads_of(backbone, self._parts)
         self.queue = FeatureQueue(queue_size, projection_dim)
-        # weights that are loaded into the backbone later, as initial_weights, reach the copy too
-        backbone.register_load_state_dict_post_hook(self._follow_loaded)
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Embeddings of both views, and the queue of older keys (the buffer itself, which `update` changes).
@@ -137,6 +124,10 @@ class DecorrelatedMoCo(PretrainingNetwork):
         if outputs:
             rows = (torch.cat([output[name] for output in outputs]) for name in ("key", "subject", "position"))
             self.queue.push(*(gather(part) for part in rows))
+
+    def watched(self) -> Watched:
+        """The encoder's pooled last map, whitened and not, the query, and the local map."""
+        return Watched(("features", "whitened", "query", "local_query"), (("query", "key"),))
 
     def trained_parts(self) -> tuple[str, ...]:
         """The encoder; with a local head on the decoder also the blocks up to it."""
@@ -201,10 +192,6 @@ class DecorrelatedMoCo(PretrainingNetwork):
         widths = encoder_widths(self.backbone)
         return decoder_widths(self.backbone)[self.decoder_stages - 1] if self.decoder_stages else widths[self.level]
 
-    def _follow_loaded(self, *_: object) -> None:
-        self.key_network.reset(self._parts())
-
-
 def read_level(local_level: str) -> tuple[int, int]:
     """Place among the encoder's maps and number of decoder blocks (0 of an encoder level) of a level's name.
 
@@ -228,7 +215,7 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
 
 
-class DecorrelatedMoCoLoss(nn.Module):
+class DecorrelatedMoCoLoss(TermLoss):
     """Queries find their keys, regions find themselves; on request correlated channels cost something.
 
     ``L = L_global + local_weight · L_local (+ covariance_weight · L_covariance)``, see `queue_infonce`, `local_infonce`
@@ -236,14 +223,12 @@ class DecorrelatedMoCoLoss(nn.Module):
 
     Args:
         temperature: of the global term, above 0.
-        local_weight: 0 omits the local term and draws no regions.
+        local_weight: of the local term; 0 leaves the term out.
         local_temperature: of the local term, above 0.
-        regions: per sample.
-        overdraw: so many times as many points are tried to find them.
         min_distance: cells of the map below which regions are no negatives of each other.
         match: `match_by_location` (None) or `match_by_feature`.
         exclude_radius: see `QueueInfoNCELoss`.
-        covariance_weight: of the penalty on ``whitened``; 0 omits it.
+        covariance_weight: of the penalty on ``whitened``; 0 leaves the term out.
 
     Raises:
         ValueError: a number out of range.
@@ -255,90 +240,41 @@ class DecorrelatedMoCoLoss(nn.Module):
         temperature: float = 0.2,
         local_weight: float = 0.5,
         local_temperature: float = 0.2,
-        regions: int = 20,
-        overdraw: float = 4.0,
         min_distance: float = 1.0,
         match: Callable | None = None,
         exclude_radius: float | str | None = 0.0,
         covariance_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        if local_weight < 0 or covariance_weight < 0:
-            raise ValueError(
-                f"DecorrelatedMoCoLoss: local_weight {local_weight} and covariance_weight {covariance_weight} "
-                "must be 0 or more"
-            )
-        self.global_loss = QueueInfoNCELoss(temperature, exclude_radius)
-        self.local_loss = LocalInfoNCELoss(local_temperature, regions, overdraw, min_distance, match, local_weight)
-        self.covariance_weight = covariance_weight
+        self.losses = SumOfLosses({
+            "global": QueueInfoNCELoss(temperature, exclude_radius),
+            "local": LocalInfoNCELoss(local_temperature, min_distance, match, local_weight),
+            "covariance": CovarianceLoss("whitened", covariance_weight),
+        })
+        self.contrasts = self.losses.contrasts
 
     def forward(self, output: Mapping[str, Tensor], target: Mapping[str, object]) -> dict[str, Tensor]:
         """Weighted terms ``global``, ``local`` and ``covariance``."""
-        terms = self.global_loss(output)
-        if self.local_loss.weight > 0:
-            terms |= self.local_loss(output, target)
-        if self.covariance_weight > 0:
-            terms["covariance"] = self.covariance_weight * covariance_penalty(output["whitened"])
-        return terms
+        return self.losses(output, target)
 
 
 class DecorrelatedMoCoViews:
-    """Two independent crops of each sample, turned a little, with changes of intensity; no flip (laterality).
+    """Two independent crops of each sample, and regions that both show.
 
     The released RandAugment and erasing are not followed: see docs/methods/decorrelated_moco.md.
 
     Args:
-        view_size: pixels or voxels of the views.
-        area_range: smallest and largest share of the sample's area (3D: volume), above 0 to 1.
-        aspect: largest ratio of a crop's sides, 1 and up.
-        rotation: degrees, each way.
-        gamma: the exponent is exp(± this).
-        contrast: about the mean, × 1 ± this.
-        shift: of the brightness, ± this; images are in [0, 1].
-        noise: largest standard deviation.
-        blur: share of the views that are blurred, σ 0.1 to 2 pixels.
-        foreground: intensity of the sample above which there is tissue: regions of air look alike.
-
-    Raises:
-        ValueError: a number out of range; on a call: see `random_crop_warp`.
+        crops: makes the two views, as `CropViews`: views, and a target with ``warp_1``, ``warp_2``, ``foreground_1``.
+        regions: number of regions per sample, at least 1.
+        overdraw: so many times as many points are tried to find the regions, at least 1.
     """
 
     @knob_types
-    def __init__(
-        self,
-        view_size: Sequence[int],
-        area_range: Sequence[float] = (0.2, 1.0),
-        aspect: float = 4 / 3,
-        rotation: float = 15.0,
-        gamma: float = 0.5,
-        contrast: float = 0.4,
-        shift: float = 0.2,
-        noise: float = 0.08,
-        blur: float = 0.0,
-        foreground: float = 0.02,
-    ) -> None:
-        if min(gamma, contrast, shift, noise, blur) < 0 or max(contrast, blur) > 1 or min(view_size) < 1:
-            raise ValueError(
-                f"DecorrelatedMoCoViews: gamma {gamma}, shift {shift} and noise {noise} must be 0 or more, "
-                f"contrast {contrast} and blur {blur} 0 to 1, view_size {tuple(view_size)} 1 and up"
-            )
-        self.view_size, self.crop = tuple(view_size), (tuple(area_range), aspect, rotation)
-        self.gamma, self.contrast, self.shift, self.noise, self.blur = gamma, contrast, shift, noise, blur
-        self.foreground = foreground
+    def __init__(self, crops: Callable, regions: int = 20, overdraw: float = 4.0) -> None:
+        self.crops, self.regions, self.overdraw = crops, regions, overdraw
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Views (``view_1``, ``view_2``) and target (``warp_1``, ``warp_2``, ``foreground_1``, …)."""
-        sample = batch["image"]
-        known = {"position": batch["position"], "subject": batch["subject"]}
-        views, target = dict(known), {**known, "image": sample}
-        for number in (1, 2):
-            warp = random_crop_warp(len(sample), sample.shape[2:], *self.crop).to(sample)
-            view = resample(sample, warp, self.view_size)
-            views[f"view_{number}"], target[f"warp_{number}"] = self._vary(view), warp
-            if number == 1:
-                target["foreground_1"] = (view[:, :1] > self.foreground).to(view)
-        return views, target
-
-    def _vary(self, view: Tensor) -> Tensor:
-        view = contrast_and_shift(gamma(view, self.gamma), self.contrast, self.shift)
-        return blur(noise(view, self.noise), self.blur)
+    def __call__(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Views (``view_1``, ``view_2``) and target (``warp_1``, ``warp_2``, ``foreground_1``, ``regions``, …)."""
+        views, target = self.crops(batch)
+        warps = target["warp_1"], target["warp_2"]
+        return views, {**target, "regions": draw_regions(*warps, self.regions, self.overdraw, target["foreground_1"])}

@@ -6,24 +6,25 @@ arXiv 2309.11876 (version 1 calls the method JCL, later ones MACL), IEEE JBHI 20
 
 from collections.abc import Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from monai.networks.nets import BasicUNet
-from torch import Tensor, nn
+from torch import Tensor
 
 from medcl_monai.knobs import knob_types
+from medcl_monai.losses.cosine import check_temperature
 from medcl_monai.losses.positional import (
-    check_temperature,
     check_threshold,
     dense_rows,
     local_pair_contrast,
     pair_contrast,
 )
-from medcl_monai.methods.base import PretrainingNetwork, names_beginning_with
+from medcl_monai.losses.terms import TermLoss
+from medcl_monai.methods.base import PretrainingNetwork, Watched, names_beginning_with
 from medcl_monai.networks.encode import encode
 from medcl_monai.networks.heads import PooledHead, dense_head
 from medcl_monai.networks.unet import DECODER, ENCODER, STAGES, check_stages, decode, spatial_dims, widths
+from medcl_monai.precision import full_precision
 from medcl_monai.transforms.views import jitter, random_warp, resample
 
 
@@ -112,12 +113,17 @@ class JCL(PretrainingNetwork):
         pool = F.avg_pool2d if self.dims == 2 else F.avg_pool3d
         return pool(x, factor)
 
+    def watched(self) -> Watched:
+        """The embeddings of both branches at each level, and the pooled bottleneck."""
+        levels = [(f"{level}_auxiliary", f"{level}_dominant") for level in ("feature", "pixel", "image")]
+        return Watched(("features", *(key for pair in levels for key in pair)), tuple(levels))
+
     def trained_parts(self) -> tuple[str, ...]:
         """The encoder and the first `stages` decoder stages."""
         return names_beginning_with(self.backbone, ENCODER + DECODER[: self.stages])
 
 
-class JCLLoss(nn.Module):
+class JCLLoss(TermLoss):
     """Pull together slices at nearby positions as a whole and site by site, and the bottlenecks of both branches.
 
     Zeng et al., eq. 8 to 11: ``L = λ1 L_g + λ2 L_d + λ3 L_ER``, with means for sums over anchors.
@@ -134,6 +140,8 @@ class JCLLoss(nn.Module):
     Raises:
         ValueError: all weights 0, one negative, `temperature`, `threshold` or `base_temperature` out of range.
     """
+
+    contrasts = ("image", "pixel")
 
     @knob_types
     def __init__(
@@ -173,6 +181,7 @@ class JCLLoss(nn.Module):
         return terms
 
 
+@full_precision
 def feature_distance(
     dominant: Float[Tensor, "batch channels *size"], auxiliary: Float[Tensor, "batch channels *size"]
 ) -> Float[Tensor, ""]:
@@ -180,9 +189,7 @@ def feature_distance(
 
     It is not invariant to the scale of the features: features that shrink lower it too.
     """
-    with torch.autocast(dominant.device.type, enabled=False):
-        dtype = torch.promote_types(dominant.dtype, torch.float32)
-        return F.l1_loss(dominant.to(dtype), auxiliary.to(dtype))
+    return F.l1_loss(dominant, auxiliary)
 
 
 def check_view_size(size: Sequence[int], stages: int) -> None:

@@ -1,11 +1,8 @@
-"""Heads after a backbone, and the start of a segmenter's output layer."""
+"""Heads after a backbone."""
 
-import torch
 from jaxtyping import Float
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
-
-from medcl_monai.transfer.load import Transfer
 
 
 class PooledHead(nn.Module):
@@ -46,33 +43,3 @@ def dense_head(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Seq
         Convolution(spatial_dims, channels, out_channels, kernel_size=3, act=act, norm="batch")
         for channels in (in_channels, out_channels)
     ))
-
-
-@torch.no_grad()
-def start_at_log_shares(network: nn.Module, shares: Float[Tensor, " classes"], transfer: Transfer) -> None:
-    """Set the bias of the output layer to the log of the class shares, so that training does not start at background.
-
-    The output layer is the last convolution that gives one channel per class. Where `transfer` carried its bias, it
-    stays as it is: a segmenter that was carried whole needs no new start.
-
-    Args:
-        network: the segmenter; its output layer is changed in place.
-        shares: of each class among the training labels' voxels, above 0, background first.
-        transfer: the report of the weights that were carried before.
-
-    Raises:
-        ValueError: a share is not above 0, or no convolution with a bias has that many outputs.
-    """
-    if not bool((shares > 0).all()):
-        raise ValueError(f"start_at_log_shares: every class share must be above 0, got {shares.tolist()}")
-    convolutions = (nn.Conv2d, nn.Conv3d)
-    outputs = [
-        (name, layer)
-        for name, layer in network.named_modules()
-        if isinstance(layer, convolutions) and layer.out_channels == len(shares) and layer.bias is not None
-    ]
-    if not outputs:
-        raise ValueError(f"{type(network).__name__} has no output convolution with {len(shares)} channels and a bias")
-    name, layer = outputs[-1]
-    if f"{name}.bias" not in transfer.carried:
-        layer.bias.copy_(shares.log())

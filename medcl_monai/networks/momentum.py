@@ -1,6 +1,6 @@
 """A slow copy of networks, and a queue of what it made of earlier samples."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 
 import torch
@@ -42,6 +42,15 @@ class MomentumCopy(nn.Module):
     def update(self, modules: Mapping[str, nn.Module]) -> None:
         """One step towards the sources, after an optimiser step."""
         self._follow(modules, self.momentum)
+
+    def follow_loads_of(self, module: nn.Module, sources: Callable[[], Mapping[str, nn.Module]]) -> None:
+        """Take over the sources whenever weights are loaded into `module`, as `initial_weights` are after the copy.
+
+        Args:
+            module: whose `load_state_dict` is followed.
+            sources: gives the modules that were copied.
+        """
+        module.register_load_state_dict_post_hook(lambda *_: self.reset(sources()))
 
     def reset(self, modules: Mapping[str, nn.Module]) -> None:
         """Take over the sources as they are: for weights that were loaded into them after the copy was made."""

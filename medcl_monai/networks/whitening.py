@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medcl_monai.distributed import from_first, total, world_size
 from medcl_monai.knobs import knob_types
+from medcl_monai.precision import full_precision
 
 logger = logging.getLogger(__name__)
 # enough for the worst condition that the type can tell (each step divides it by 2.25); asks the device nothing
@@ -95,15 +96,15 @@ class WhitenZCA(nn.Module):
         self.register_buffer("running_covariance", torch.eye(group_size).repeat(channels // group_size, 1, 1))
         self._warned = False
 
+    @full_precision
     def forward(self, x: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
         """Whitened maps (B, C, *S) or embeddings (B, C)."""
-        with torch.autocast(x.device.type, enabled=False):
-            rows = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, 0).flatten(1)
-            if not self.training:
-                white = self._whiten(rows - self.running_mean.to(rows)[:, None], self.running_covariance.to(rows))
-            else:
-                white = self._by_batch(rows, x.shape)
-            return white.unflatten(1, (len(x), *x.shape[2:])).movedim(0, 1)
+        rows = x.movedim(1, 0).flatten(1)
+        if not self.training:
+            white = self._whiten(rows - self.running_mean.to(rows)[:, None], self.running_covariance.to(rows))
+        else:
+            white = self._by_batch(rows, x.shape)
+        return white.unflatten(1, (len(x), *x.shape[2:])).movedim(0, 1)
 
     def fold(self, spatial_dims: int) -> nn.Module:
         """The layer with its running statistics as a grouped convolution, 1 wide: for deployment or a linear probe.

@@ -1,15 +1,32 @@
 """Small regions of a sample, found again in both of its views."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from medcl_monai.precision import full_precision
 from medcl_monai.transforms.views import apply_warp
 
 
+class Regions(NamedTuple):
+    """Places that two views of a sample share.
+
+    Attributes:
+        points_1: (B, R, D) coordinates in view 1, last spatial axis first, in [-1, 1].
+        points_2: the same places in view 2.
+        valid: (B, R) bool, whether both views show the place.
+    """
+
+    points_1: Tensor
+    points_2: Tensor
+    valid: Tensor
+
+
+@full_precision
 def draw_regions(
     warp_1: Float[Tensor, "batch axes columns"],
     warp_2: Float[Tensor, "batch axes columns"],
@@ -17,9 +34,7 @@ def draw_regions(
     overdraw: float = 4.0,
     foreground_1: Float[Tensor, "batch 1 *size"] | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[
-    Float[Tensor, "batch regions axes"], Float[Tensor, "batch regions axes"], Bool[Tensor, "batch regions"]
-]:
+) -> Regions:
     """Points that both views of a sample show, in the coordinates of each.
 
     One jittered point in each cell of a grid over view 1, ``u' = warp_2^-1 (warp_1 u)`` in view 2. A point is valid if
@@ -33,9 +48,6 @@ def draw_regions(
         foreground_1: where view 1 shows tissue (above 0.5), on any grid; None: everywhere.
         generator: of the random numbers; None: torch's own, on the CPU.
 
-    Returns:
-        points of view 1, points of view 2 (last spatial axis first, in [-1, 1]), and which are valid.
-
     Raises:
         ValueError: a number out of range, or a warp that cannot be inverted.
     """
@@ -46,14 +58,13 @@ def draw_regions(
     cells = torch.cartesian_prod(*[torch.arange(side)] * dims).reshape(-1, dims)
     numbers = torch.rand(batch, len(cells), dims + 1, generator=generator)
     points_1 = ((cells + numbers[..., :dims]) * (2 / side) - 1).to(warp_1)
-    with torch.autocast(warp_1.device.type, enabled=False):  # half precision would miss by pixels
-        points_2 = into_view(warp_2, apply_warp(warp_1, points_1))
+    points_2 = into_view(warp_2, apply_warp(warp_1, points_1))
     valid = (points_2.abs() <= 1).all(-1)
     if foreground_1 is not None:
         valid &= sample_regions(foreground_1, points_1)[..., 0] > 0.5
     kept = (numbers[..., dims].to(warp_1.device) + ~valid).argsort(1)[:, :regions]
     places = kept[..., None].expand(-1, -1, dims)
-    return points_1.gather(1, places), points_2.gather(1, places), valid.gather(1, kept)
+    return Regions(points_1.gather(1, places), points_2.gather(1, places), valid.gather(1, kept))
 
 
 def into_view(
@@ -66,13 +77,12 @@ def into_view(
         raise ValueError(f"a warp cannot be inverted: {error}") from error
 
 
+@full_precision
 def sample_regions(
     feature_map: Float[Tensor, "batch channels *size"], points: Float[Tensor, "batch points axes"]
 ) -> Float[Tensor, "batch points channels"]:
     """Values of a map at points in its coordinates (last spatial axis first, in [-1, 1]), linear; fp32 at least."""
-    with torch.autocast(feature_map.device.type, enabled=False):
-        values = feature_map.to(torch.promote_types(feature_map.dtype, torch.float32))
-        axes = points.shape[-1]
-        grid = points.to(values)[(slice(None), slice(None), *[None] * (axes - 1))]
-        found = F.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return found.flatten(2).mT
+    axes = points.shape[-1]
+    grid = points.to(feature_map)[(slice(None), slice(None), *[None] * (axes - 1))]
+    sampled = F.grid_sample(feature_map, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.flatten(2).mT

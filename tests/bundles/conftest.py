@@ -4,23 +4,34 @@ from pathlib import Path
 
 import pytest
 
+from medcl_monai.bundles import set_knobs
+
 BUNDLES = Path(__file__).parents[2] / "bundles"
 NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
-TINY = {
+TINY = {  # knobs of every config
+    "pixel_spacing": 4.0, "steps": 4, "epochs": 2, "batch_size": 4, "checkpoint_interval": 2,
+}
+FEATURES = [4, 8, 16, 32, 64, 4]
+OF_CONFIG = {  # knobs that one config of a bundle has
     "jcl": {
-        "features": [4, 8, 16, 32, 64, 4], "pixel_spacing": 4.0, "steps": 4, "epochs": 2, "batch_size": 4,
-        "checkpoint_interval": 2,
+        "pretrain.json": {"network_def::backbone::features": FEATURES},
+        "train.json": {"network_def::features": FEATURES},
+        "inference.json": {"network_def::features": FEATURES},
     },
     "decorrelated_moco": {
-        "sample_size": [64, 64], "view_size": [64, 64], "group_size": 4, "queue_size": 16, "pixel_spacing": 4.0,
-        "steps": 4, "epochs": 2, "batch_size": 4, "checkpoint_interval": 2,
+        "pretrain.json": {
+            "sample_size": [64, 64], "view_size": [64, 64], "network_def::whiten::group_size": 4,
+            "network_def::queue_size": 16,
+        },
     },
 }
 ROI = {"jcl": 48, "decorrelated_moco": 64}  # pixels
 THREE = {  # knobs of a run in 3D
-    "jcl": ({"view_size": [64, 64, 64], "stages": 1}, {"roi_size": [32, 32, 32], "coverage": 0.5}),
+    "jcl": (
+        {"view_size": [64, 64, 64], "network_def::stages": 1}, {"roi_size": [32, 32, 32], "coverage": 0.5},
+    ),
     "decorrelated_moco": (
-        {"sample_size": [40, 40, 40], "view_size": [40, 40, 40], "group_size": 4, "key_splits": 1},
+        {"sample_size": [40, 40, 40], "view_size": [40, 40, 40], "network_def::key_splits": 1},
         {"roi_size": [64, 64, 64]},
     ),
 }
@@ -61,32 +72,37 @@ def run():
     return run
 
 
+def knobs_of(name, config, population):
+    return {**TINY, **OF_CONFIG.get(name, {}).get(config, {}), "dataset_dir": str(population)}
+
+
 @pytest.fixture(scope="session")
 def tiny(name, population):
-    """Knobs of a run that takes seconds."""
-    return {**TINY[name], "dataset_dir": str(population)}
+    """Knobs of a pre-training that takes seconds."""
+    return knobs_of(name, "pretrain.json", population)
 
 
 @pytest.fixture(scope="session")
-def inference_knobs(tiny, configs, training_knobs):
-    known = {name: value for name, value in tiny.items() if name in configs["inference.json"] and name != "dataset_dir"}
-    return {**known, "roi_size": training_knobs["roi_size"]}
+def training_knobs(name, population):
+    """Knobs of a training that takes seconds."""
+    return {**knobs_of(name, "train.json", population), "roi_size": [ROI[name]] * 2, "val_interval": 2}
+
+
+@pytest.fixture(scope="session")
+def inference_knobs(name, training_knobs):
+    own = OF_CONFIG.get(name, {}).get("inference.json", {})
+    return {**own, **{knob: training_knobs[knob] for knob in ("pixel_spacing", "roi_size")}}
 
 
 @pytest.fixture(scope="session")
 def trained(source, tmp_path_factory, run, tiny, training_knobs):
-    """A copy of the bundle, pre-trained and fine-tuned for a few steps."""
+    """A copy of the bundle, pre-trained (if it pre-trains) and fine-tuned for a few steps."""
     root = tmp_path_factory.mktemp("bundles") / source.name
     shutil.copytree(source, root, ignore=shutil.ignore_patterns("eval", "models"))
     if (root / "configs" / "pretrain.json").is_file():
         run(root, "pretrain.json", **tiny)
-    run(root, "train.json", **tiny, **training_knobs)
+    run(root, "train.json", **training_knobs)
     return root
-
-
-@pytest.fixture(scope="session")
-def training_knobs(name):
-    return {"roi_size": [ROI[name]] * 2, "val_interval": 2}
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +116,10 @@ def written(trained, tiny, training_knobs, inference_knobs, tmp_path):
     """A copy of the trained bundle whose configs hold the small knobs."""
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
-    knobs = {"pretrain.json": tiny, "train.json": {**tiny, **training_knobs}}
+    knobs = {"pretrain.json": tiny, "train.json": training_knobs}
     knobs["inference.json"] = {**inference_knobs, "dataset_dir": tiny["dataset_dir"]}
     for file, values in knobs.items():
         path = root / "configs" / file
         if path.is_file():
-            path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+            set_knobs(path, values)
     return root

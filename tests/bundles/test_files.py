@@ -7,22 +7,22 @@ from pathlib import Path
 from monai.bundle import verify_metadata
 
 import medcl_monai
-from medcl_monai.demo import read_plan
+from medcl_monai.bundles import read_plan
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = Path(__file__).parent / "schema" / "meta_schema_20240725.json"
 COMMON = {
     "bundle_root", "dataset_dir", "output_dir", "device", "tracking_uri", "experiment_name", "run_name",
     "split_seed", "subjects", "subject_pattern", "seed", "resume", "spatial_dims", "slice_axis", "pixel_spacing",
-    "batch_size", "steps", "epochs", "learning_rate", "weight_decay", "warm_up", "clip", "accumulation", "amp",
-    "num_workers", "checkpoint_interval",
+    "intensity", "batch_size", "steps", "epochs", "learning_rate", "weight_decay", "warm_up", "clip", "accumulation",
+    "amp", "num_workers", "checkpoint_interval",
 }
 SCHEMA_HASH = "cd64aa8a5904426f6fc6855dabe46af8c742d5bad644b4e9cfb78ebad09ad678"  # Apache-2.0, by Project MONAI
 NEW_IDS = {"statistics"}  # of an overlay, that its base lacks
-ONLY_PRETRAIN = {"view_size", "initial_weights", "monitor_interval"}
+ONLY_PRETRAIN = {"view_size", "initial_weights", "monitor_interval", "coverage"}
 ONLY_TRAIN = {
     "structures", "roi_size", "label_fraction", "pretrained", "coverage", "empty_slice_weight",
-    "class_weight_power", "val_interval", "encoder", "carried_lr_scale", "freeze_encoder_epochs", "model_file",
+    "class_weight_power", "val_interval", "encoder_prefixes", "carried_lr_scale", "freeze_encoder_epochs", "model_file",
 }
 
 
@@ -56,7 +56,7 @@ def test_metadata_fit_the_schema_the_package_and_the_constraints(source, configs
 
 
 def test_the_structures_are_those_of_the_example_population(configs, population):
-    from medcl_monai.data.example import STRUCTURES
+    from medcl_monai.data.example.population import STRUCTURES
 
     labels = json.loads((population / "dataset.json").read_text(encoding="utf-8"))["labels"]
     channels = configs["metadata.json"]["network_data_format"]["outputs"]["pred"]["channel_def"]
@@ -71,17 +71,18 @@ def test_knobs_have_their_common_names_and_stand_first(configs):
             ids = list(configs[file])
             assert (COMMON | own) <= set(ids)
             assert max(ids.index(knob) for knob in COMMON | own) < ids.index("network_def")
-    assert set(configs["train.json"]["_desc_"]) <= set(configs["train.json"])
+    for config in configs.values():
+        assert set(config.get("_desc_", ())) <= {*config, "about"}
 
 
 def test_what_two_configs_of_a_bundle_share_is_equal(configs):
     train, inference = configs["train.json"], configs["inference.json"]
     shared = (set(train) & set(inference)) - {"_desc_", "initialize", "run", "finalize", "network", "imports"}
-    assert {"network_def", "pixel_spacing", "roi_size", "structures", "pixdim"} <= shared
+    assert {"network_def", "pixel_spacing", "intensity", "roi_size", "structures"} <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
-    validation = train["validate"]["preprocessing"]["transforms"]
-    for transform, alone in zip(validation, inference["preprocessing"]["transforms"], strict=True):
-        assert transform["_target_"] == alone["_target_"]
+    ways = (train["train"]["preprocessing"], train["validate"]["preprocessing"], inference["preprocessing"])
+    alike = [{name: value for name, value in way.items() if name not in ("keys", "keep_grid")} for way in ways]
+    assert alike[0] == alike[1] == alike[2]
     assert train["validate"]["inferer"] == inference["inferer"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medcl_monai import load_pretrained
-from medcl_monai.demo import read_plan
+from medcl_monai.bundles import read_plan, set_knobs
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
@@ -32,7 +32,7 @@ def test_training_leaves_bare_weights_with_records_and_nothing_else(trained):
 
 
 def test_the_pre_trained_tensors_load_into_the_segmenter(trained, run, tiny, training_knobs):
-    workflow = run(trained, "train.json", only_parse=True, **tiny, **training_knobs)
+    workflow = run(trained, "train.json", only_parse=True, **training_knobs)
     network = workflow.parser.get_parsed_content("network_def")
     report = load_pretrained(trained / "models" / "pretrained.pt", network, 0.5)
     assert not report.unused
@@ -43,7 +43,7 @@ def test_the_pre_trained_tensors_load_into_the_segmenter(trained, run, tiny, tra
 
 @pytest.mark.parametrize("files", [["pretrain.json"], ["train.json"], ["train.json", "evaluate.json"]])
 def test_every_property_that_monai_asks_of_training_is_there(trained, run, tiny, training_knobs, files):
-    knobs = {**tiny, **(training_knobs if "train.json" in files else {})}
+    knobs = training_knobs if "train.json" in files else tiny
     assert run(trained, *files, only_parse=True, **knobs).check_properties() == []
 
 
@@ -56,7 +56,7 @@ def test_every_property_that_monai_asks_of_inference_is_there(trained, run, tiny
 def test_evaluation_needs_the_segmenter_alone_and_scores_held_out_people(trained, run, tiny, training_knobs, tmp_path):
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "pretrained.pt"))
-    run(root, "train.json", "evaluate.json", output_dir=str(tmp_path / "scores"), **tiny, **training_knobs)
+    run(root, "train.json", "evaluate.json", output_dir=str(tmp_path / "scores"), **training_knobs)
     lines = (tmp_path / "scores" / "mean_dice_raw.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
     assert "example_005" in lines[1]
@@ -65,7 +65,7 @@ def test_evaluation_needs_the_segmenter_alone_and_scores_held_out_people(trained
 def test_evaluation_refuses_people_that_training_saw(trained, run, tiny, training_knobs, tmp_path):
     place = Path(tiny["dataset_dir"])
     files = {key: str(place / f"{key}sTr" / "example_000.nii.gz") for key in ("image", "label")}
-    knobs = {**tiny, **training_knobs, "validate::dataset::data": [{**files, "subject": "example_000"}]}
+    knobs = {**training_knobs, "validate::dataset::data": [{**files, "subject": "example_000"}]}
     with pytest.raises(RuntimeError, match="validate::evaluator") as error:
         run(trained, "train.json", "evaluate.json", output_dir=str(tmp_path), **knobs)
     assert "trained on 1 of the subjects to be scored: ['example_000']" in str(error.value.__cause__)
@@ -155,7 +155,7 @@ def test_results_of_two_volumes_of_one_name_lie_side_by_side(trained, run, tiny,
 def test_a_training_shorter_than_its_interval_keeps_its_model(trained, run, tiny, training_knobs, tmp_path):
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "model.pt"))
-    run(root, "train.json", **{**tiny, **training_knobs, "steps": 1, "epochs": 1, "val_interval": 5})
+    run(root, "train.json", **{**training_knobs, "steps": 1, "epochs": 1, "val_interval": 5})
     assert (root / "models" / "model.pt").is_file()
 
 
@@ -163,7 +163,7 @@ def test_a_training_without_volumes_to_validate_on_keeps_its_last_weights(traine
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "model.pt"))
     with pytest.warns(UserWarning, match="is empty"):
-        workflow = run(root, "train.json", **{**tiny, **training_knobs, "validate::dataset::data": []})
+        workflow = run(root, "train.json", **{**training_knobs, "validate::dataset::data": []})
     saved = torch.load(root / "models" / "model.pt", weights_only=True)
     state = workflow.parser.get_parsed_content("network_def").state_dict()
     assert all(torch.equal(saved[name], value) for name, value in state.items())
@@ -184,7 +184,7 @@ def test_the_seed_decides_the_first_weights(trained, run, tiny):
 
 def test_from_scratch_is_from_scratch(trained, run, tiny, training_knobs):
     """What `--pretrained none` starts from differs from the shared weights, in every tensor that they carry."""
-    knobs = {**tiny, **training_knobs}
+    knobs = {**training_knobs}
     shared = torch.load(trained / "models" / "pretrained.pt", weights_only=True)
     carried, scratch = (
         run(trained, "train.json", only_parse=True, **word, **knobs).parser.get_parsed_content("network").state_dict()
@@ -200,14 +200,14 @@ def test_every_arm_from_scratch_learns_at_one_rate(trained, run, tiny, training_
     arms = {name: knobs for name, knobs in read_plan(trained).arms.items() if knobs.get("pretrained") == "none"}
     assert arms
     for arm in arms.values():
-        knobs = {**tiny, **training_knobs, **arm, "carried_lr_scale": 0.1}
+        knobs = {**training_knobs, **arm, "carried_lr_scale": 0.1}
         workflow = run(trained, "train.json", only_parse=True, **knobs)
         (group,) = workflow.parser.get_parsed_content("optimizer").param_groups
         assert group["lr"] == pytest.approx(knobs["learning_rate"])
 
 
 def test_carried_tensors_learn_at_the_scaled_rate(trained, run, tiny, training_knobs):
-    knobs = {**tiny, **training_knobs, "learning_rate": 0.01, "carried_lr_scale": 0.1}
+    knobs = {**training_knobs, "learning_rate": 0.01, "carried_lr_scale": 0.1}
     parser = run(trained, "train.json", only_parse=True, **knobs).parser
     slow, full = parser.get_parsed_content("optimizer").param_groups
     named = dict(parser.get_parsed_content("network").named_parameters())
@@ -221,7 +221,7 @@ def test_a_linear_probe_reads_an_encoder_with_statistics(trained, run, tiny, tra
     """Those of the weights, or of unlabelled slices for a random encoder: else its features vanish."""
     if not (trained / "configs" / "linear_probe.json").is_file():
         pytest.skip("this bundle has no linear probe")
-    knobs = {**tiny, **training_knobs, "output_dir": str(tmp_path), "model_file": str(tmp_path / "probe.pt")}
+    knobs = {**training_knobs, "output_dir": str(tmp_path), "model_file": str(tmp_path / "probe.pt")}
     run(trained, "train.json", "linear_probe.json", **knobs, **pretrained)
     probe = torch.load(tmp_path / "probe.pt", weights_only=True)
     means = {name: value for name, value in probe.items() if name.endswith("running_mean")}
@@ -233,7 +233,7 @@ def test_a_linear_probe_reads_an_encoder_with_statistics(trained, run, tiny, tra
 
 def test_label_values_need_not_be_consecutive(trained, run, tiny, training_knobs):
     """A class for each value up to the largest: label maps keep their values."""
-    knobs = {**tiny, **training_knobs, "structures": {"1": "a", "3": "b", "7": "c"}}
+    knobs = {**training_knobs, "structures": {"1": "a", "3": "b", "7": "c"}}
     workflow = run(trained, "train.json", only_parse=True, **knobs)
     assert workflow.parser.get_parsed_content("num_classes") == 8
 
@@ -241,9 +241,9 @@ def test_label_values_need_not_be_consecutive(trained, run, tiny, training_knobs
 def test_the_three_dimensional_knobs_run(trained, run, tiny, training_knobs, three_dimensional, tmp_path):
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "models"))
-    knobs = {**tiny, "spatial_dims": 3, "batch_size": 2, "steps": 2}
+    knobs = {"spatial_dims": 3, "batch_size": 2, "steps": 2}
     pretraining, training = three_dimensional
-    run(root, "pretrain.json", **{**knobs, **pretraining})
+    run(root, "pretrain.json", **{**tiny, **knobs, **pretraining})
     run(root, "train.json", **{**training_knobs, **knobs, **training})
     assert (root / "models" / "model.pt").is_file()
 
@@ -269,14 +269,15 @@ def test_monai_s_own_tracking_leaves_one_finished_run(trained, run, tiny, tmp_pa
         ("pretrain.json", "seed", 1.5, "seed"),
         ("pretrain.json", "learning_rate", "high", "learning_rate"),
         ("pretrain.json", "dataset_dir", "/nowhere", "/nowhere is no folder"),
-        ("pretrain.json", "checkpoint_interval", 0, "at least 1 step, got 0"),
+        ("pretrain.json", "monitor_interval", 0, "at least 1 step, got 0"),
+        ("pretrain.json", "checkpoint_interval", 0, "interval 0 and keep 2 must be at least 1"),
         ("train.json", "roi_size", "big", "size"),
-        ("train.json", "freeze_encoder_epochs", "a", "freeze_encoder_epochs"),
+        ("train.json", "freeze_encoder_epochs", "a", "FrozenEncoder.__init__"),
         ("train.json", "label_fraction", 0.0, "label_fraction must be above 0"),
     ],
 )
 def test_a_wrong_knob_is_named_with_its_value(trained, run, tiny, training_knobs, tmp_path, file, knob, value, said):
-    knobs = {**tiny, **(training_knobs if file == "train.json" else {}), knob: value}
+    knobs = {**(training_knobs if file == "train.json" else tiny), knob: value}
     with pytest.raises(RuntimeError, match=r"Failed to instantiate") as error:
         run(trained, file, output_dir=str(tmp_path), **knobs)
     assert said in str(error.value.__cause__)
@@ -285,7 +286,7 @@ def test_a_wrong_knob_is_named_with_its_value(trained, run, tiny, training_knobs
 
 def test_a_wrong_weights_file_ends_with_its_name(trained, run, tiny, training_knobs, tmp_path):
     torch.save({"foreign.weight": torch.zeros(3)}, tmp_path / "foreign.pt")
-    knobs = {**tiny, **training_knobs, "pretrained": str(tmp_path / "foreign.pt")}
+    knobs = {**training_knobs, "pretrained": str(tmp_path / "foreign.pt")}
     with pytest.raises(RuntimeError, match="load_pretrained") as error:
         run(trained, "train.json", output_dir=str(tmp_path), **knobs)
     assert "foreign.pt" in str(error.value.__cause__)
@@ -299,9 +300,8 @@ def test_a_federation_trains_the_weights_that_it_was_sent(trained, tiny, trainin
 
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval"))
-    train = json.loads((root / "configs" / "train.json").read_text(encoding="utf-8"))
-    train |= {**tiny, **training_knobs, "learning_rate": 0.0, "weight_decay": 0.0, "steps": 2, "epochs": 1}
-    (root / "configs" / "train.json").write_text(json.dumps(train), encoding="utf-8")
+    still = {"learning_rate": 0.0, "weight_decay": 0.0, "steps": 2, "epochs": 1}
+    set_knobs(root / "configs" / "train.json", {**training_knobs, **still})
     algo = MonaiAlgo(bundle_root=str(root), local_epochs=1)
     algo.initialize(extra={ExtraItems.CLIENT_NAME: "site", ExtraItems.APP_ROOT: str(tmp_path)})
     zeros = {name: np.zeros_like(value.numpy()) for name, value in algo.trainer.network.state_dict().items()}

@@ -10,9 +10,9 @@ import pytest
 from monai.data import load_decathlon_datalist
 from scipy import ndimage as ndi
 
-from medcl_monai.data.example import STRUCTURES, example_population
-from medcl_monai.data.example_subject import Variation, example_subject, field, linear, spline_matrix
-from medcl_monai.data.example_template import example_template
+from medcl_monai.data.example.population import STRUCTURES, example_population
+from medcl_monai.data.example.subject import Variation, example_subject, field, linear, spline_matrix
+from medcl_monai.data.example.template import example_template
 
 # voxels of labels 0 to 5 of the undeformed template, as this generator makes them (see docs/decisions.md)
 TEMPLATE = [342_317, 74_010, 113_128, 6_102, 2_232, 26_587]
@@ -43,7 +43,7 @@ def test_a_subject_depends_on_its_number_and_the_population_s_seed_alone():
 
 
 def test_another_process_makes_equal_bits():
-    code = "from medcl_monai.data.example_subject import example_subject as s; print(s(2, spacing=4.0).image.sum())"
+    code = "from medcl_monai.data.example.subject import example_subject as s; print(s(2, spacing=4.0).image.sum())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(found) == int(example_subject(2, spacing=4.0).image.sum())
 

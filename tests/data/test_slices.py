@@ -8,8 +8,8 @@ from monai.data import MetaTensor
 from monai.transforms import CastToTyped, Lambdad
 
 from medcl_monai.data.cache import VolumeCache, check_loaded, describe
+from medcl_monai.data.label_shares import label_shares
 from medcl_monai.data.samplers import StreamSampler, foreground_weights, sample_loader
-from medcl_monai.data.shares import label_shares
 from medcl_monai.data.slices import SliceDataset
 from medcl_monai.data.splits import split_dataset
 from medcl_monai.data.volumes import VolumeDataset

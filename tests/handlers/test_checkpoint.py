@@ -6,9 +6,10 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import ValidationHandler
 from torch import nn
 
-from medcl_monai.engines import Trainer
-from medcl_monai.handlers.checkpoint import Checkpoints, checkpoints
-from medcl_monai.handlers.share import SharedWeights
+from medcl_monai.engines.state import checkpoints
+from medcl_monai.engines.trainer import Trainer
+from medcl_monai.handlers.checkpoint import Checkpoints
+from medcl_monai.handlers.shared_weights import SharedWeights
 
 BATCHES = [{"image": torch.randn(4, 8), "label": torch.zeros(4, 1)} for _ in range(4)]
 SCORES = [0.3, 0.9, 0.5, 0.4]  # of the four epochs: the second is the best

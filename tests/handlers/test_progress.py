@@ -4,7 +4,7 @@ from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
-from medcl_monai.engines import Trainer
+from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.progress import Progress
 
 BATCHES = [{"image": torch.randn(4, 8), "label": torch.zeros(4, 1)} for _ in range(4)]

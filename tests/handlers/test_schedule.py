@@ -3,7 +3,7 @@ import torch
 from ignite.engine import Events
 from torch import nn
 
-from medcl_monai.engines import Trainer
+from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.schedule import Schedule, polynomial
 

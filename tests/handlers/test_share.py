@@ -4,8 +4,9 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from medcl_monai.files import write_atomically
-from medcl_monai.handlers.share import SharedWeights, check_unseen, seen_subjects
+from medcl_monai.handlers.shared_weights import SharedWeights
 from medcl_monai.handlers.unseen import UnseenSubjects
+from medcl_monai.transfer.manifest import check_unseen, seen_subjects
 
 SEEN = [{"image": "a.nii", "subject": "anna"}, {"image": "b.nii", "subject": "bert"}]
 

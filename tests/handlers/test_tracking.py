@@ -13,11 +13,12 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import ValidationHandler
 from torch import nn
 
-from medcl_monai.engines import Trainer
+from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.tracking import EvaluationTracker, TrainingTracker
-from medcl_monai.mlflow_store import prepare_store
-from medcl_monai.tracking import Tracker, replay
+from medcl_monai.tracking.replay import replay
+from medcl_monai.tracking.store import prepare_store
+from medcl_monai.tracking.tracker import Tracker
 
 BATCHES = [{"image": torch.full((4, 8), float(k)), "label": torch.zeros(4, 1)} for k in range(4)]
 pytestmark = pytest.mark.filterwarnings(
@@ -150,7 +151,7 @@ def test_monais_own_tracking_leaves_exactly_one_finished_run(tmp_path):
         "tracking_uri": f"sqlite:///{tmp_path / 'mlruns.db'}", "experiment_name": "experiment", "run_name": None,
         "network": {"_target_": "torch.nn.Linear", "in_features": 8, "out_features": 1},
         "tracker": {
-            "_target_": "medcl_monai.tracking.Tracker", "tracking_uri": "@tracking_uri",
+            "_target_": "medcl_monai.Tracker", "tracking_uri": "@tracking_uri",
             "experiment_name": "@experiment_name", "folder": "@output_dir", "run_name": "@run_name",
         },
         "batches": "$[{'image': torch.ones(4, 8), 'label': torch.zeros(4, 1)}] * 4",
@@ -168,7 +169,7 @@ def test_monais_own_tracking_leaves_exactly_one_finished_run(tmp_path):
                 {"_target_": "medcl_monai.handlers.tracking.TrainingTracker", "tracker": "@tracker"},
             ],
             "trainer": {
-                "_target_": "medcl_monai.engines.Trainer", "device": "@device", "max_epochs": 2, "epoch_length": 4,
+                "_target_": "medcl_monai.Trainer", "device": "@device", "max_epochs": 2, "epoch_length": 4,
                 "train_data_loader": "@batches", "network": "@network", "train_handlers": "@train::handlers",
                 "loss_function": {"_target_": "torch.nn.MSELoss"},
                 "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.1},
@@ -215,7 +216,7 @@ def test_after_a_hard_kill_and_a_resume_every_step_has_its_loss(tmp_path, first)
 def test_a_process_that_ends_in_the_middle_leaves_no_running_run(tmp_path):
     prepare_store(f"sqlite:///{tmp_path / 'mlruns.db'}")
     script = (
-        "from medcl_monai.tracking import Tracker\n"
+        "from medcl_monai.tracking.tracker import Tracker\n"
         f"Tracker('sqlite:///{tmp_path / 'mlruns.db'}', 'experiment', r'{tmp_path}').begin()\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

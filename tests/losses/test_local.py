@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 
 from medcl_monai.losses.local import (
     LocalInfoNCELoss,
-    Regions,
     local_infonce,
     match_by_feature,
     match_by_location,
     near_regions,
 )
-from medcl_monai.transforms.regions import sample_regions
+from medcl_monai.transforms.regions import Regions, draw_regions, sample_regions
 
 F64 = torch.float64
 
@@ -111,13 +110,24 @@ def test_regions_find_themselves_by_place_or_by_look():
     torch.testing.assert_close(found.points_2, mirrored)
 
 
-def test_the_term_needs_warps_only_where_places_are_matched():
-    output = {"local_query": torch.randn(2, 8, 4, 4), "local_key": torch.randn(2, 8, 4, 4)}
-    with pytest.raises(ValueError, match="match_by_location needs warp_1 and warp_2"):
-        LocalInfoNCELoss(regions=4)(output, {})
-    assert torch.isfinite(LocalInfoNCELoss(regions=4, match=match_by_feature)(output, {})["local"])
-    with pytest.raises(ValueError, match="regions 1 must be at least 2"):
-        LocalInfoNCELoss(regions=1)
+def drawn(target, regions=20):
+    """The target with regions, as views draw them."""
+    torch.manual_seed(0)
+    foreground = target.get("foreground_1")
+    return {**target, "regions": draw_regions(target["warp_1"], target["warp_2"], regions, foreground_1=foreground)}
+
+
+def test_the_term_needs_regions_and_names_its_maps_itself():
+    output = {"a": torch.randn(2, 8, 4, 4), "b": torch.randn(2, 8, 4, 4)}
+    eye = torch.eye(2, 3).expand(2, -1, -1)
+    with pytest.raises(ValueError, match=r"the target holds no regions, but \['warp_1'\]: the views draw them"):
+        LocalInfoNCELoss(query="a", key="b")(output, {"warp_1": eye})
+    target = drawn({"warp_1": eye, "warp_2": eye}, 4)
+    for match in (match_by_location, match_by_feature):
+        assert torch.isfinite(LocalInfoNCELoss(match=match, query="a", key="b")(output, target)["local"])
+    assert LocalInfoNCELoss(weight=0.0)({}, {}) == {}
+    with pytest.raises(ValueError, match=r"min_distance -1\.0 and weight 1\.0 must be 0 or more"):
+        LocalInfoNCELoss(min_distance=-1.0)
 
 
 @pytest.mark.parametrize("match", [match_by_location, match_by_feature])
@@ -128,12 +138,11 @@ def test_air_costs_nothing_and_autocast_changes_nothing(match):
     target = {"warp_1": warp, "warp_2": torch.eye(2, 3).expand(3, -1, -1)}
     found = []
     for amp in (False, True):
-        torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            found.append(LocalInfoNCELoss(0.05, match=match)(output, target)["local"])
+            found.append(LocalInfoNCELoss(0.05, match=match)(output, drawn(target))["local"])
     assert torch.equal(*found)
     air = {**target, "foreground_1": torch.zeros(3, 1, 8, 8)}
-    assert float(LocalInfoNCELoss(match=match)(output, air)["local"]) == 0
+    assert float(LocalInfoNCELoss(match=match)(output, drawn(air))["local"]) == 0
 
 
 def test_the_term_is_the_mean_over_the_valid_regions_alone():
@@ -151,7 +160,7 @@ def test_the_term_is_the_mean_over_the_valid_regions_alone():
 def test_looking_like_oneself_is_cheaper_than_looking_like_another():
     values = torch.randn(4, 8, 6, 6)
     eye = torch.eye(2, 3).expand(4, -1, -1)
-    target = {"warp_1": eye, "warp_2": eye}
+    target = drawn({"warp_1": eye, "warp_2": eye})
     same = LocalInfoNCELoss()({"local_query": values, "local_key": values}, target)["local"]
     other = LocalInfoNCELoss()({"local_query": values, "local_key": values.flip(0)}, target)["local"]
     assert float(same) < 0.5 < float(other)

@@ -6,12 +6,15 @@ from monai.networks.nets import FlexibleUNet
 
 from medcl_monai import (
     JCL,
+    CropViews,
     DecorrelatedMoCo,
     DecorrelatedMoCoLoss,
     DecorrelatedMoCoViews,
     JCLLoss,
     JCLViews,
     PretrainingNetwork,
+    TermLoss,
+    WhitenZCA,
     load_pretrained,
 )
 
@@ -21,8 +24,10 @@ def jcl(backbone):
 
 
 def decorrelated_moco(backbone):
-    network = DecorrelatedMoCo(backbone, local_level="layer2", group_size=4, key_splits=2, queue_size=32, momentum=0.9)
-    return network, DecorrelatedMoCoViews((64, 64)), DecorrelatedMoCoLoss(), (8, 1, 64, 64)
+    network = DecorrelatedMoCo(
+        backbone, WhitenZCA(512, 4), local_level="layer2", key_splits=2, queue_size=32, momentum=0.9
+    )
+    return network, DecorrelatedMoCoViews(CropViews((64, 64))), DecorrelatedMoCoLoss(), (8, 1, 64, 64)
 
 
 def flexible_unet(classes=3):
@@ -123,6 +128,15 @@ def test_the_contract_is_abstract_and_met(made):
     assert not any(name.endswith("index") for name in made[0].trained_parts())
     with pytest.raises(TypeError, match="abstract"):
         PretrainingNetwork()
+
+
+def test_what_the_monitor_follows_is_what_network_and_loss_give(made):
+    network, loss, views, target = made
+    output, watched = network(views), network.watched()
+    assert isinstance(loss, TermLoss)
+    assert set(watched.keys) | {key for pair in watched.pairs for key in pair} <= set(output)
+    assert loss.contrasts
+    assert set(loss.contrasts) <= set(loss(output, target))
 
 
 def test_a_step_on_the_cpu_asks_for_no_cuda(made, monkeypatch):

@@ -11,7 +11,6 @@ from monai.networks.nets import FlexibleUNet, resnet10
 from monai.networks.nets.resnet import ResNetFeatures
 from torch import nn
 
-from medcl_monai.losses.local import Regions
 from medcl_monai.methods.decorrelated_moco import (
     DecorrelatedMoCo,
     DecorrelatedMoCoLoss,
@@ -19,19 +18,23 @@ from medcl_monai.methods.decorrelated_moco import (
     read_level,
 )
 from medcl_monai.networks.encode import decode, encode
+from medcl_monai.networks.whitening import WhitenZCA
 from medcl_monai.transfer.layouts import residual_encoder
 from medcl_monai.transfer.load import load_pretrained
+from medcl_monai.transforms.crop_views import CropViews
+from medcl_monai.transforms.regions import Regions
 
-SMALL = {"group_size": 4, "queue_size": 16, "key_splits": 2, "momentum": 0.9, "local_level": "layer2"}
+SMALL = {"queue_size": 16, "key_splits": 2, "momentum": 0.9, "local_level": "layer2"}
 
 
 def backbone(classes=4, dims=2, name="resnet10"):
     return FlexibleUNet(1, classes, name, spatial_dims=dims)
 
 
-def network(dims=2, **knobs):
+def network(dims=2, group_size=4, **knobs):
     torch.manual_seed(0)
-    return DecorrelatedMoCo(backbone(dims=dims), **{**SMALL, **knobs})
+    whiten = knobs.pop("whiten", WhitenZCA(512, group_size))
+    return DecorrelatedMoCo(backbone(dims=dims), whiten, **{**SMALL, **knobs})
 
 
 def made(samples=8, size=(64, 64), view=None):
@@ -39,7 +42,7 @@ def made(samples=8, size=(64, 64), view=None):
         "image": torch.rand(samples, 1, *size), "position": torch.rand(samples).double(),
         "subject": torch.arange(samples),
     }
-    return DecorrelatedMoCoViews(view or size)(batch)
+    return DecorrelatedMoCoViews(CropViews(view or size))(batch)
 
 
 def reached(module):
@@ -171,18 +174,20 @@ def test_knobs_out_of_range_are_named_and_severed_encoders_warned_of(caplog):
     with pytest.raises(ValueError, match="key_splits 0, projection_dim 128"):
         network(key_splits=0)
     with pytest.raises(ValueError, match=r"contrast 5\.0 and blur 0\.0 0 to 1"):
-        DecorrelatedMoCoViews((64, 64), contrast=5.0)
+        CropViews((64, 64), contrast=5.0)
     with pytest.raises(ValueError, match="group_size 60 must divide the 512 channels"):
         network(group_size=60)
     with caplog.at_level(logging.WARNING):
-        DecorrelatedMoCo(backbone(name="resnet18"), **SMALL)
+        DecorrelatedMoCo(backbone(name="resnet18"), "none", **SMALL)
     assert "resnet18: MONAI's shortcuts" in caplog.text
-    with pytest.raises(ValueError, match="local_weight -1"):
+    with pytest.raises(ValueError, match=r"min_distance 1\.0 and weight -1\.0 must be 0 or more"):
         DecorrelatedMoCoLoss(local_weight=-1.0)
+    with pytest.raises(ValueError, match="whiten is of 256 channels, the encoder gives 512"):
+        network(whiten=WhitenZCA(256, 4))
 
 
 def test_terms_of_weight_0_are_left_out_and_the_covariance_term_is_an_option():
-    net, (views, target) = network(local=False), made()
+    net, (views, target) = network(local_level="none"), made()
     output = net(views)
     assert "local_query" not in output
     assert set(DecorrelatedMoCoLoss(local_weight=0.0)(output, target)) == {"global"}
@@ -206,13 +211,15 @@ def test_views_are_seeded_inside_their_range_and_know_where_there_is_tissue():
     found = []
     for _ in range(2):
         torch.manual_seed(3)
-        found.append(DecorrelatedMoCoViews((48, 40), blur=0.5)(batch))
+        found.append(DecorrelatedMoCoViews(CropViews((48, 40), blur=0.5), 6)(batch))
     (views, target), (again, _) = found
     assert torch.equal(views["view_1"], again["view_1"])
     assert views["view_1"].shape == target["foreground_1"].shape == (4, 1, 48, 40)
     assert not torch.equal(views["view_1"], views["view_2"])
     assert 0.05 < float(target["foreground_1"].mean()) < 0.95
     assert target["warp_1"].shape == (4, 2, 3)
+    assert target["regions"].points_1.shape == (4, 6, 2)
+    assert all(torch.equal(*pair) for pair in zip(target["regions"], found[1][1]["regions"], strict=True))
 
 
 def test_weights_loaded_into_the_backbone_reach_the_copy_and_a_checkpoint_keeps_its_own():
@@ -273,7 +280,7 @@ def test_a_network_of_double_precision_stays_one():
 
 
 def test_a_checkpoint_of_another_queue_size_is_named():
-    from medcl_monai.handlers.checkpoint import _check
+    from medcl_monai.engines.state import _check
 
     state = {"network": network().state_dict(), "iteration": 0, "optimizer": {}, "handlers": {}}
     with pytest.raises(ValueError, match=r"tensor 'queue.features' is \(16, 128\) there, \(32, 128\) is expected"):
@@ -286,7 +293,7 @@ def test_export_of_the_segmenter_scripts():
 
 
 def test_without_whitening_the_map_is_averaged_as_it_is():
-    net, (views, _) = network(whiten=False), made()
+    net, (views, _) = network(whiten="none"), made()
     output = net(views)
     assert isinstance(net.whiten, nn.Identity)
     torch.testing.assert_close(output["whitened"], output["features"])
@@ -303,7 +310,7 @@ def test_whitening_ends_the_small_profile_at_a_lower_global_loss(tmp_path):
         shutil.copytree(bundle, root, ignore=shutil.ignore_patterns("eval", "models"))
         workflow = create_workflow(
             config_file=str(root / "configs" / "pretrain.json"), workflow_type="train", logging_file=False,
-            bundle_root=str(root), whiten=whiten,
+            bundle_root=str(root), **({} if whiten else {"network_def::whiten": "none"}),
         )
         trainer, losses = workflow.parser.get_parsed_content("train::trainer"), []
         trainer.add_event_handler(

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from medcl_monai.networks.parameters import parameter_groups
+from medcl_monai.engines.parameters import parameter_groups
 from medcl_monai.transfer.load import Transfer
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from medcl_monai.commands.transfer import build_network, transfer
 from medcl_monai.methods.jcl import JCL
-from medcl_monai.transfer.command import build_network, transfer
 from medcl_monai.transfer.load import load_pretrained
 
 

@@ -1,15 +1,13 @@
 """What `make demo` runs: pre-training, the arms of the bundle side by side, evaluation, a table and a picture."""
 
 import json
-import logging
 import multiprocessing
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from medcl_monai.adaptation import adapt_bundle, grid_of, set_knobs
+from medcl_monai.bundles import Plan, adapt_bundle, bundle_folder, grid_of, read_plan, run_bundle, set_knobs
 from medcl_monai.data.inspection import inspect_dataset
 from medcl_monai.data.splits import Split, split_dataset
 
@@ -34,7 +32,7 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
         FileNotFoundError: no such bundle or data set.
         ValueError: the data have no labels, or fewer labelled subjects than asked.
     """
-    from medcl_monai.demo_report import report  # matplotlib: not before it is needed
+    from medcl_monai.commands.demo_report import report  # matplotlib: not before it is needed
 
     started = time.time()
     root = bundle_folder(bundle)
@@ -72,49 +70,6 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
     print(f"every run: .venv/bin/mlflow ui --backend-store-uri {overrides['tracking_uri']}")
     print("then http://127.0.0.1:5000/#/experiments/1/runs in a browser")
     print(f"finished in {(time.time() - started) / 60:.1f} minutes")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a bundle's demo runs.
-
-    Attributes:
-        before: configs that run first, as ``pretrain.json``.
-        arms: name to overrides of ``train.json``; the first arm's segmenter becomes ``models/model.pt``.
-    """
-
-    before: tuple[str, ...]
-    arms: dict[str, dict[str, object]]
-
-
-def read_plan(root: Path) -> Plan:
-    """The plan in ``configs/demo.json`` of a bundle.
-
-    Raises:
-        FileNotFoundError: the bundle has no such file.
-        ValueError: the file names no arms.
-    """
-    path = root / "configs" / "demo.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"demo: {path} does not exist: it says what the demo of a bundle runs")
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    if not plan.get("arms"):
-        raise ValueError(f"demo: {path} names no arms: an object of name to knobs of train.json is expected")
-    return Plan(tuple(plan.get("before", ())), plan["arms"])
-
-
-def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrides: object) -> None:
-    """One workflow of a bundle, in this process, as ``python -m monai.bundle run`` would."""
-    from monai.bundle import create_workflow
-
-    for module in ("scripts", "workflows"):  # their summary of every call would bury the demo's own lines
-        logging.getLogger(f"monai.bundle.{module}").setLevel(logging.ERROR)
-    files = [str(file) for file in config_files]
-    workflow = create_workflow(
-        config_file=files[0] if len(files) == 1 else files, workflow_type=workflow_type, logging_file=False, **overrides
-    )
-    workflow.run()
-    workflow.finalize()
 
 
 def fine_tune(root: Path, output: Path, arm: str, knobs: dict[str, object], overrides: dict[str, object]) -> None:
@@ -169,15 +124,6 @@ def _side_by_side(root: Path, output: Path, arms: dict[str, dict], overrides: di
         process.join()
     if failed := [arm for arm, process in processes.items() if process.exitcode != 0]:
         raise RuntimeError(f"demo: fine-tuning failed ({', '.join(failed)}); its error stands above")
-
-
-def bundle_folder(bundle: str) -> Path:
-    """The folder of a bundle given by name (in ./bundles or beside the package) or by path."""
-    here = [Path(bundle), Path("bundles") / bundle, Path(__file__).parents[1] / "bundles" / bundle]
-    for folder in here:
-        if (folder / "configs" / "metadata.json").is_file():
-            return folder.resolve()
-    raise FileNotFoundError(f"demo: no bundle {bundle!r}: looked for configs/metadata.json in {[str(f) for f in here]}")
 
 
 def _label_fraction(split: Split, labelled: int) -> float:

@@ -17,8 +17,8 @@ import nibabel
 import numpy as np
 from tqdm import tqdm
 
-from medcl_monai.data.example_licence import LICENCE
-from medcl_monai.data.example_subject import GRID, example_subject
+from medcl_monai.data.example.licence import LICENCE
+from medcl_monai.data.example.subject import GRID, example_subject
 from medcl_monai.data.place import cache_folder
 from medcl_monai.files import write_atomically
 

@@ -7,9 +7,8 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from medcl_monai.adaptation import grid_of
+from medcl_monai.bundles import bundle_folder, grid_of
 from medcl_monai.data.inspection import inspect_dataset
-from medcl_monai.demo import bundle_folder
 from medcl_monai.diagnostics.figures import effective_rank, feature_spread, participation_ratio, spectrum
 from medcl_monai.diagnostics.pictures import similarity_picture, spectrum_picture
 from medcl_monai.networks.encode import encode

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from medcl_monai.distributed import rank
 from medcl_monai.knobs import knob_types
-from medcl_monai.mlflow_store import find_experiment, patience, prepare_store
+from medcl_monai.tracking.store import find_experiment, patience, prepare_store
 
 logger = logging.getLogger(__name__)
 BATCH = 900  # MLflow takes at most 1,000 metrics at once
@@ -155,7 +155,7 @@ class Tracker:
                 self.record = self.folder / f"tracking_{uuid.uuid4().hex[:8]}.jsonl"
                 logger.warning(
                     "MLflow at %s cannot be reached (%s): training goes on, the record is written to %s; "
-                    "send it later with medcl_monai.tracking.replay", self.tracking_uri, error, self.record,
+                    "send it later with medcl_monai.tracking.replay.replay", self.tracking_uri, error, self.record,
                 )
                 names = {"run_name": self.run_name, "experiment_name": self.experiment_name}
                 self._note("begin", {**names, "run_id": self.run_id})
@@ -170,50 +170,6 @@ class Tracker:
                 file.write(json.dumps({"kind": kind, "what": what}) + "\n")
         except OSError as error:
             logger.warning("the record %s cannot be written, %s is lost: %s", self.record, kind, error)
-
-
-def replay(record: str | Path, tracking_uri: str) -> str:
-    """Send a local record to a store or server; the run's id.
-
-    Args:
-        record: the file ``tracking_….jsonl`` that a training wrote when its server was lost.
-        tracking_uri: where it goes. A run that the server has already is continued.
-
-    Raises:
-        FileNotFoundError: no such record.
-        ValueError: it is no record.
-    """
-    record = Path(record)
-    lines = _read_record(record)
-    if not lines or lines[0].get("kind") != "begin":
-        raise ValueError(f"{record} is no record of a run: its first line must have the kind 'begin'")
-    first = lines[0]["what"]
-    tracker = Tracker(tracking_uri, first["experiment_name"], record.parent, first["run_name"])
-    tracker.run_id = first["run_id"]
-    prepare_store(tracking_uri)
-    tracker._begin()
-    client, run = tracker._client, tracker.run_id
-    for kind, what in ((line["kind"], line["what"]) for line in lines[1:]):
-        if kind == "parameters":
-            tracker._log_parameters(what)
-        elif kind == "metrics":
-            client.log_batch(run, metrics=[Metric(*row) for row in what])
-        elif kind == "picture" and (record.parent / what).is_file():
-            client.log_artifact(run, str(record.parent / what), str(Path(what).parent))
-        elif kind == "artifact" and Path(what).exists():
-            tracker._log_artifact(Path(what))
-        elif kind == "end":
-            client.set_terminated(run, what)
-    return run
-
-
-def _read_record(record: Path) -> list[dict]:
-    """Lines of a record, without a last one that a killed process left unfinished."""
-    whole = record.read_text(encoding="utf-8").rpartition("\n")[0]
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{record} is no record of a run: {error}") from error
 
 
 def git_commit() -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage as ndi
 from scipy.interpolate import BSpline
 
-from medcl_monai.data.example_template import CROP, ExampleTemplate, example_template
+from medcl_monai.data.example.template import CROP, ExampleTemplate, example_template
 
 GRID = {2.0: (80, 96, 80), 4.0: (40, 48, 40)}  # voxels of a subject by spacing in mm
 TEMPLATE_SPACING = 2.0

@@ -6,6 +6,8 @@ import torch
 from monai.data import MetaTensor, decollate_batch
 from torch import Tensor
 
+SAMPLED = ("image", "label", "pred")  # what an iteration leaves for each sample of its batch
+
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool = False) -> dict[str, Tensor]:
     """The batch on the device.
@@ -19,11 +21,11 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device, non_blocking: b
     return {name: value.to(device, non_blocking=non_blocking) for name, value in batch.items()}
 
 
-def samples(found: dict[str, object]) -> list[dict[str, object]]:
-    """One dict per sample; all share ``loss`` and ``terms``."""
-    whole = {"loss": found["loss"], "terms": found["terms"]}
-    parts = {name: value for name, value in found.items() if name not in whole}
-    return [{**part, **whole} for part in decollate_batch(parts, detach=True)]
+def per_sample(whole: Mapping[str, object]) -> list[dict[str, object]]:
+    """One dict per sample with its ``image``, ``label`` and ``pred``; all share what is of the whole batch."""
+    shared = {name: value for name, value in whole.items() if name not in SAMPLED}
+    parts = {name: value for name, value in whole.items() if name in SAMPLED}
+    return [{**part, **shared} for part in decollate_batch(parts, detach=True)]
 
 
 def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,6 +43,18 @@ def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
     return terms
 
 
-def detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without their graph; what is no tensor stays."""
-    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+def detached(values: object) -> object:
+    """Tensors without their graph, in dicts and lists as deep as they go; what is no tensor stays.
+
+    Example:
+        >>> weight = torch.ones(1, requires_grad=True)
+        >>> detached({"taps": [weight * 2], "name": "x"})
+        {'taps': [tensor([2.])], 'name': 'x'}
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    if isinstance(values, Mapping):
+        return {name: detached(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [detached(value) for value in values]
+    return values

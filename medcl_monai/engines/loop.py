@@ -1,5 +1,6 @@
-"""The one training loop: `Trainer` for segmentation, `Pretrainer` the same with views."""
+"""The one training loop: what `Trainer` and `Pretrainer` share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,11 +13,11 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import ValidationHandler
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from medcl_monai.batches import as_terms, detached, samples, to_device
-from medcl_monai.distributed import rank
-from medcl_monai.handlers.checkpoint import restore, snapshot
+from medcl_monai.distributed import bare, rank
+from medcl_monai.engines.batches import as_terms, detached, per_sample
+from medcl_monai.engines.freezing import FrozenEncoder
+from medcl_monai.engines.state import restore, snapshot
 from medcl_monai.knobs import knob_types
 from medcl_monai.networks.statistics import require_statistics
 from medcl_monai.seeding import derive_seed
@@ -24,39 +25,37 @@ from medcl_monai.seeding import derive_seed
 FINITE_INTERVAL = 20  # iterations between two looks at the loss on an accelerator, where a look waits for the device
 
 
-class Trainer(SupervisedTrainer):
-    """MONAI's supervised trainer with one iteration of our own: dict losses, accumulation, clipping, exact resuming.
+class TrainingLoop(SupervisedTrainer, ABC):
+    """MONAI's supervised trainer with an iteration of our own: dict losses, accumulation, clipping, exact resuming.
 
     All randomness of iteration k (its samples, augmentation, views, dropout) comes from (seed, rank, k), so a resumed
-    run goes on bit for bit on a CPU, given a loader of `sample_loader`. ``state.output`` is a list of one dict:
-    ``loss``, ``terms``, ``image``, ``label``, ``pred``; with postprocessing or a metric one such dict per sample, as
-    MONAI's transforms and metrics expect. ``state.optimizer_steps`` counts optimiser steps; an iteration is one batch.
+    run goes on bit for bit on a CPU, given a loader of `sample_loader`. ``state.output`` is a list of one dict with
+    ``loss``, ``terms``, ``output`` (the network's dict, without its graph), ``target`` and what the subclass records.
+    ``state.optimizer_steps`` counts optimiser steps; an iteration is one batch.
 
     Args:
         device: where the network is.
         max_epochs: number of epochs.
         train_data_loader: an endless loader from `sample_loader`, or any loader of dicts of plain tensors.
-        network: the segmenter, wrapped for several processes or not.
+        network: the network, wrapped for several processes or not.
         optimizer: of its parameters.
-        loss_function: of (prediction, label): a scalar, or a dict of named, weighted terms.
+        loss_function: of (output, target): a scalar, or a dict of named, weighted terms.
         epoch_length: iterations per epoch (see `epoch_length`); None: the loader's length.
-        inferer: runs the network on a batch.
+        inferer: runs the network on a batch; None: one plain call.
         postprocessing: MONAI transforms of each sample's ``pred`` and ``label``, for the metrics.
         key_train_metric: name to metric of the training samples.
-        additional_metrics: more of them.
-        train_handlers: MONAI or Ignite handlers.
-        amp: forward pass in bfloat16 autocast, on any device. Losses leave it.
+        train_handlers: MONAI or Ignite handlers, in any order.
+        amp: forward pass in bfloat16 autocast, on any device. Losses leave autocast.
         clip: largest norm of the gradient; None: no clipping.
         accumulation: batches per optimiser step.
         seed: of all randomness.
         resume: a checkpoint, or a folder whose newest whole one is taken, at the first `run`; None: start anew.
-        encoder: prefixes of the names of the encoder's tensors.
-        freeze_encoder_epochs: first epochs in which these do not move and their norm layers stay in ``eval()``.
+        frozen: an encoder that stands still in the first epochs; None: everything learns.
 
     Raises:
-        ValueError: a knob out of range, no length of an epoch or one that is no multiple of `accumulation`, no tensor
-            to freeze; while running: a MetaTensor in a batch, a loss that is no scalar or not finite, a frozen batch
-            norm whose statistics were never computed.
+        ValueError: a knob out of range, or an epoch whose length is unknown or no multiple of `accumulation`; while
+            running: a MetaTensor in a batch, a loss that is no scalar or not finite, a frozen batch norm whose
+            statistics were never computed.
         FileNotFoundError: `resume` holds no checkpoint.
     """
 
@@ -73,26 +72,20 @@ class Trainer(SupervisedTrainer):
         inferer: Inferer | None = None,
         postprocessing: Callable | None = None,
         key_train_metric: dict[str, Metric] | None = None,
-        additional_metrics: dict[str, Metric] | None = None,
         train_handlers: Sequence | None = None,
         amp: bool = False,
         clip: float | None = None,
         accumulation: int = 1,
         seed: int = 0,
         resume: str | Path | None = None,
-        encoder: Sequence[str] = (),
-        freeze_encoder_epochs: int = 0,
+        frozen: FrozenEncoder | None = None,
     ) -> None:
-        if accumulation < 1 or (clip is not None and clip <= 0) or freeze_encoder_epochs < 0:
-            raise ValueError(
-                f"accumulation {accumulation} must be at least 1, clip {clip} above 0 or null, "
-                f"freeze_encoder_epochs {freeze_encoder_epochs} 0 or more"
-            )
+        if accumulation < 1 or (clip is not None and clip <= 0):
+            raise ValueError(f"accumulation {accumulation} must be at least 1, clip {clip} above 0 or null")
         self.autocast, self.clip, self.accumulation, self.seed, self.resume = amp, clip, accumulation, seed, resume
-        self.freeze_encoder_epochs = freeze_encoder_epochs
+        self.frozen = frozen
         self.validations = [handler for handler in train_handlers or () if isinstance(handler, ValidationHandler)]
-        self._per_sample = postprocessing is not None or key_train_metric is not None
-        self._outputs: list[dict[str, Tensor]] = []
+        self._decollates = postprocessing is not None or key_train_metric is not None
         self._unchecked: list[tuple[str, Tensor, dict[str, Tensor]]] = []
         super().__init__(
             device=torch.device(device),
@@ -105,7 +98,6 @@ class Trainer(SupervisedTrainer):
             inferer=SimpleInferer() if inferer is None else inferer,
             postprocessing=postprocessing,
             key_train_metric=key_train_metric,
-            additional_metrics=additional_metrics,
             prepare_batch=self.prepare,
             train_handlers=train_handlers,
             decollate=False,
@@ -114,12 +106,24 @@ class Trainer(SupervisedTrainer):
         self.add_event_handler(Events.STARTED, self._start_stream)
         self.add_event_handler(Events.EPOCH_STARTED, self._require_statistics)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._validate_at_the_end)
-        self._find_encoder(tuple(encoder))
+
+    @abstractmethod
+    def prepare(
+        self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
+    ) -> tuple[object, object]:
+        """What the network reads and what the loss reads, on the device."""
+
+    @abstractmethod
+    def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
+        """What handlers find in ``state.output`` beside ``loss`` and ``terms``; tensors without their graph."""
+
+    def after_step(self) -> None:
+        """What changes after an optimiser step, outside of the optimiser; by default nothing."""
 
     @property
     def bare_network(self) -> nn.Module:
         """The network without the wrapper for several processes."""
-        return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return bare(self.network)
 
     def run(self) -> None:
         """Train to `max_epochs`, from a checkpoint if `resume` is set; called again, it goes on."""
@@ -150,16 +154,9 @@ class Trainer(SupervisedTrainer):
         """
         restore(self, path)
 
-    def prepare(
-        self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
-    ) -> tuple[object, object]:
-        """What the network reads and what the loss reads."""
-        batch = to_device(batch, device, non_blocking)
-        return batch["image"], batch["label"]
-
-    def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
-        """What handlers find in ``state.output`` beside ``loss`` and ``terms``."""
-        return {"image": inputs, "label": target, "pred": output}
+    def ends_step(self) -> bool:
+        """Whether the running iteration is the last batch of its optimiser step."""
+        return self.state.iteration % self.accumulation == 0
 
     def check_finite(self) -> None:
         """Raise ValueError, naming step and terms, unless every loss since the last look was finite."""
@@ -192,10 +189,9 @@ class Trainer(SupervisedTrainer):
                     validation(self)
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> list[dict[str, object]]:
-        iteration, steps = self.state.iteration, iteration_ends_step(self)
+        iteration, steps = self.state.iteration, self.ends_step()
         if (iteration - 1) % self.accumulation == 0:
             self.optimizer.zero_grad(set_to_none=True)
-            self._outputs = []
         torch.manual_seed(derive_seed(self.seed, rank(), iteration))
         self._set_modes()
         inputs, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
@@ -208,92 +204,39 @@ class Trainer(SupervisedTrainer):
             self._record(inputs, target, output, terms, loss.detach())
             (loss / self.accumulation).backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self._outputs.append(detached(output) if isinstance(output, dict) else {})
         if steps:
             self._step()
-        if self._per_sample:
-            self.state.output = samples(self.state.output[0])
+        if self._decollates:
+            self.state.output = per_sample(self.state.output[0])
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return self.state.output
 
     def _record(self, inputs: object, target: object, output: object, terms: dict[str, Tensor], loss: Tensor) -> None:
         """Leave what handlers read, and look at the loss: at once on a CPU, now and then where a look waits."""
-        iteration, found = self.state.iteration, {**self.record(inputs, target, output), "terms": detached(terms)}
-        self.state.output = [{**found, "loss": loss}]
+        iteration, detached_terms = self.state.iteration, detached(terms)
+        self.state.output = [{**self.record(inputs, target, output), "terms": detached_terms, "loss": loss}]
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         place = f"step {self.state.optimizer_steps} (iteration {iteration})"
-        self._unchecked.append((place, loss, found["terms"]))
+        self._unchecked.append((place, loss, detached_terms))
         at_once = self.state.device.type == "cpu" or iteration % self.state.epoch_length == 0
         if at_once or iteration % FINITE_INTERVAL == 0:
             self.check_finite()
 
     def _step(self) -> None:
-        if self.frozen:
-            for parameter in self._encoder_parameters:
-                parameter.grad = None  # several processes need the gradient, the optimiser must not see it
+        if self.frozen is not None:
+            self.frozen.drop_gradients(self.state.epoch)
         if self.clip is not None:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimizer.step()
         self.state.optimizer_steps += 1
-        self.updated(self._outputs)
-
-    def updated(self, outputs: list[dict[str, Tensor]]) -> None:
-        """What a network changes after a step; a segmenter nothing."""
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the encoder stands still in this epoch."""
-        return self.state.epoch <= self.freeze_encoder_epochs
-
-    def _find_encoder(self, prefixes: tuple[str, ...]) -> None:
-        network = self.bare_network
-        self._encoder_modules = [m for name, m in network.named_modules() if f"{name}.".startswith(prefixes)]
-        inside = [parameter for name, parameter in network.named_parameters() if name.startswith(prefixes)]
-        self._encoder_parameters = [parameter for parameter in inside if parameter.requires_grad]
-        if self.freeze_encoder_epochs and not self._encoder_parameters:
-            first = next(iter(network.state_dict()), None)
-            raise ValueError(f"freeze_encoder_epochs: no trained tensor begins with one of {prefixes}, as {first!r}")
+        self.after_step()
 
     def _set_modes(self) -> None:
         """Train mode, except for a frozen encoder, whose norm statistics must not move either."""
         self.network.train()
-        if self.frozen:
-            for module in self._encoder_modules:
-                module.eval()
-        if self.freeze_encoder_epochs and self.network is self.bare_network:  # saves time; DDP forbids the change
-            for parameter in self._encoder_parameters:
-                parameter.requires_grad_(not self.frozen)
-
-
-class Pretrainer(Trainer):
-    """The same loop for a `PretrainingNetwork`: views are made of each batch, the loss reads the network's output.
-
-    ``state.output`` is a list of one dict: ``loss``, ``terms``, ``views``, ``target``, ``output``. After each
-    optimiser step the network's `update` gets the outputs of the step's batches.
-
-    Args:
-        views: makes (views, target) of a batch on the device, as `JCLViews` does.
-        arguments: of `Trainer`, by name.
-    """
-
-    def __init__(self, *, views: Callable[[Mapping[str, Tensor]], tuple[dict, dict]], **arguments: object) -> None:
-        self.views = views
-        super().__init__(**arguments)
-
-    def prepare(
-        self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
-    ) -> tuple[object, object]:
-        """Views and target, on the device."""
-        return self.views(to_device(batch, device, non_blocking))
-
-    def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
-        """What handlers find in ``state.output`` beside ``loss`` and ``terms``."""
-        return {"views": inputs, "target": target, "output": detached(output)}
-
-    def updated(self, outputs: list[dict[str, Tensor]]) -> None:
-        """Let the network change its momentum copy or queue."""
-        self.bare_network.update(outputs)
+        if self.frozen is not None:
+            self.frozen.set_modes(self.state.epoch)
 
 
 @knob_types
@@ -310,8 +253,3 @@ def epoch_length(steps: int, epochs: int, accumulation: int = 1) -> int:
     if steps < 1 or epochs < 1 or steps % epochs:
         raise ValueError(f"steps={steps} must be a positive multiple of epochs={epochs}")
     return steps // epochs * accumulation
-
-
-def iteration_ends_step(engine: Trainer) -> bool:
-    """Whether the running iteration is the last batch of its optimiser step."""
-    return engine.state.iteration % engine.accumulation == 0

@@ -1,0 +1,1 @@
+"""The example population: generated brain volumes with exact labels."""
