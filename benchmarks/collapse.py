@@ -65,8 +65,7 @@ def share(bundle: str, steps: int = 100) -> None:
 
     picture = Tracker.picture
     Tracker.picture = timed(picture)
-    for name in ("_before_loss", "_compare", "_keep"):
-        setattr(CollapseMonitor, name, timed(getattr(CollapseMonitor, name)))
+    CollapseMonitor._follow = timed(CollapseMonitor._follow)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(bundle, folder, steps=steps + 10, epochs=(steps + 10) // 10)
 

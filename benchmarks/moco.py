@@ -8,10 +8,11 @@ from monai.networks.nets import FlexibleUNet
 from peers import lightly_memory_bank, lightly_moco
 
 from medcl_monai.losses.infonce import queue_infonce
-from medcl_monai.losses.local import Regions, local_infonce, near_regions
+from medcl_monai.losses.local import local_infonce, near_regions
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCo, DecorrelatedMoCoLoss, DecorrelatedMoCoViews
 from medcl_monai.networks.whitening import WhitenZCA, inverse_root_eigh, inverse_root_newton
-from medcl_monai.transforms.regions import draw_regions, sample_regions
+from medcl_monai.transforms.crop_views import CropViews
+from medcl_monai.transforms.regions import sample_regions
 
 TEMPERATURE = 0.2
 
@@ -84,10 +85,10 @@ def local() -> None:
     """Sampling, contrast and gradient of 20 regions of 64 samples, against a loop over samples and regions."""
     torch.manual_seed(0)
     maps = [torch.randn(64, 128, 20, 20) for _ in range(2)]
-    _, target = DecorrelatedMoCoViews((64, 64))(
+    _, target = DecorrelatedMoCoViews(CropViews((64, 64)))(
         {"image": torch.rand(64, 1, 64, 64), "position": torch.rand(64), "subject": torch.arange(64)}
     )
-    regions = Regions(*draw_regions(target["warp_1"], target["warp_2"], 20))
+    regions = target["regions"]
     near = near_regions(regions, (20, 20), 1.0)
 
     def ours(query: torch.Tensor) -> torch.Tensor:
@@ -156,13 +157,13 @@ def whole_steps() -> None:
     """Small profile, 64 views of 64 x 64: whitening on and off, group sizes, and MoCo v2 from lightly's parts."""
     torch.manual_seed(0)
     batch = {"image": torch.rand(64, 1, 96, 96), "position": torch.rand(64).double(), "subject": torch.arange(64)}
-    views, target = DecorrelatedMoCoViews((64, 64))(batch)
+    views, target = DecorrelatedMoCoViews(CropViews((64, 64)))(batch)
 
-    def ours(local_weight: float, **knobs: object) -> object:
+    def ours(local_weight: float, group_size: int | None = None, key_splits: int = 2) -> object:
         torch.manual_seed(0)
         network = DecorrelatedMoCo(
-            FlexibleUNet(1, 2, "resnet10"), local=local_weight > 0, local_level="layer2", queue_size=512,
-            momentum=0.99, **knobs,
+            FlexibleUNet(1, 2, "resnet10"), None if group_size is None else WhitenZCA(512, group_size),
+            local_level="layer2" if local_weight > 0 else None, queue_size=512, momentum=0.99, key_splits=key_splits,
         )
         loss = DecorrelatedMoCoLoss(local_weight=local_weight)
         optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.03, 0.9)
@@ -177,17 +178,17 @@ def whole_steps() -> None:
 
         return run
 
-    plain = ours(0.0, whiten=False, key_splits=1)
+    plain = ours(0.0, key_splits=1)
     theirs = lightly_moco(FlexibleUNet(1, 2, "resnet10"), views["view_1"], views["view_2"], 512)
     show("step, MoCo v2 of our parts", plain, "MoCo of lightly's parts", theirs, 1.0, 7)
-    whole = ours(0.5, group_size=32, key_splits=2)
+    whole = ours(0.5, 32)
     seconds = cpu_seconds({"ours": whole, "theirs": theirs}, 7)
     ratio = seconds["ours"] / seconds["theirs"]
     print(f"step, Decorrelated MoCo against lightly's MoCo, without its two parts: ratio {ratio:.3f}", flush=True)
-    show("step, Decorrelated MoCo", whole, "without whitening", ours(0.5, whiten=False, key_splits=2), 1.1, 7)
+    show("step, Decorrelated MoCo", whole, "without whitening", ours(0.5), 1.1, 7)
     for size in (16, 32, 64):
         splits = 1 if size == 64 else 2  # 64 needs 128 samples in a chunk
-        pair = ours(0.5, group_size=size, key_splits=splits), ours(0.5, whiten=False, key_splits=splits)
+        pair = ours(0.5, size, splits), ours(0.5, None, splits)
         seconds = cpu_seconds({"on": pair[0], "off": pair[1]}, 7)
         print(f"{f'whitening by {size}, share of the step':38} {1 - seconds['off'] / seconds['on']:.1%}", flush=True)
 

@@ -40,6 +40,7 @@ from medcl_monai.networks.probe import LinearProbe
 from medcl_monai.networks.statistics import compute_statistics
 from medcl_monai.networks.unet import widths
 from medcl_monai.networks.whitening import WhitenZCA, inverse_root_eigh, inverse_root_newton
+from medcl_monai.overrides import check_command_line, check_overrides
 from medcl_monai.tracking.tracker import Tracker
 from medcl_monai.transfer.layouts import residual_encoder
 from medcl_monai.transfer.load import Transfer, load_pretrained
@@ -99,6 +100,8 @@ __all__ = [
     "Watched",
     "WhitenZCA",
     "augmentation",
+    "check_command_line",
+    "check_overrides",
     "class_weights",
     "compute_statistics",
     "cosine",

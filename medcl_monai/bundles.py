@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medcl_monai.data.inspection import Grid
 from medcl_monai.files import write_atomically
+from medcl_monai.overrides import check_overrides, merged
 
 
 def bundle_folder(bundle: str) -> Path:
@@ -21,9 +22,19 @@ def bundle_folder(bundle: str) -> Path:
 
 
 def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrides: object) -> None:
-    """One workflow of a bundle, in this process, as ``python -m monai.bundle run`` would."""
+    """One workflow of a bundle, in this process, as ``python -m monai.bundle run`` would.
+
+    Args:
+        config_files: the config, or a config and its overlays.
+        workflow_type: "train" or "infer".
+        overrides: id to value; an id that no config has is refused.
+
+    Raises:
+        ValueError: see `check_overrides`.
+    """
     from monai.bundle import create_workflow
 
+    check_overrides(merged(config_files), overrides)
     for module in ("scripts", "workflows"):  # their summary of every call would bury the demo's own lines
         logging.getLogger(f"monai.bundle.{module}").setLevel(logging.ERROR)
     files = [str(file) for file in config_files]

@@ -22,12 +22,14 @@ from tables import counted, differences, means, replace_between
 
 BUNDLE, RESULTS = "decorrelated_moco", Path(__file__).with_suffix(".csv")
 PAGE = ROOT / "docs" / "methods" / "decorrelated_moco.md"
+NO_WHITENING = {"network_def::whiten": "none"}
+NO_LOCAL = {"network_def::local_level": "none", "loss::local_weight": 0.0}
 ARMS = {
     "scratch": None,
-    "moco": {"whiten": False, "local_weight": 0.0},
-    "local": {"whiten": False, "local_weight": 0.5},
-    "whitening": {"whiten": True, "local_weight": 0.0},
-    "both": {"whiten": True, "local_weight": 0.5},
+    "moco": {**NO_WHITENING, **NO_LOCAL},
+    "local": NO_WHITENING,
+    "whitening": NO_LOCAL,
+    "both": {},
 }
 LABELS = {
     "scratch": "scratch", "moco": "MoCo v2", "local": "+ local", "whitening": "+ whitening", "both": "both",

@@ -12,7 +12,6 @@ from medcl_monai.distributed import bare, rank
 from medcl_monai.engines.state import stateful
 from medcl_monai.files import write_atomically
 from medcl_monai.knobs import knob_types
-from medcl_monai.transfer.load import starting_weights
 from medcl_monai.transfer.manifest import MANIFEST, digests, record_weights, seen_subjects
 from medcl_monai.transforms.preprocessing import Preprocessing
 
@@ -50,7 +49,7 @@ class SharedWeights:
         prepared: Preprocessing | None = None,
     ) -> None:
         self.path, self.network, self.data = Path(path), network, data
-        self.names, self.metric, self.start, self.best = names, metric, starting_weights(start), float("-inf")
+        self.names, self.metric, self.start, self.best = names, metric, start, float("-inf")
         self.settings = None if prepared is None else prepared.settings
         self._seen_before: set[str] | None = None
 

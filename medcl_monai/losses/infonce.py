@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from medcl_monai.distributed import mean_over_processes
-from medcl_monai.knobs import NOTHING, knob_types
+from medcl_monai.knobs import knob_types
 from medcl_monai.losses.cosine import check_temperature
 from medcl_monai.losses.positional import TIE
 from medcl_monai.losses.terms import TermLoss
@@ -35,11 +35,10 @@ class QueueInfoNCELoss(TermLoss):
 
     @knob_types
     def __init__(
-        self, temperature: float = 0.2, exclude_radius: float | str | None = 0.0, weight: float = 1.0
+        self, temperature: float = 0.2, exclude_radius: float | None = 0.0, weight: float = 1.0
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        exclude_radius = None if exclude_radius in NOTHING else float(exclude_radius)
         if exclude_radius is not None and exclude_radius < 0:
             raise ValueError(f"exclude_radius must be 0 or more (share of the axis) or None, got {exclude_radius}")
         self.temperature, self.exclude_radius, self.weight = temperature, exclude_radius, weight

@@ -15,7 +15,7 @@ from monai.networks.nets import FlexibleUNet
 from torch import Tensor, nn
 
 from medcl_monai.distributed import gather
-from medcl_monai.knobs import NOTHING, knob_types
+from medcl_monai.knobs import knob_types
 from medcl_monai.losses.covariance import CovarianceLoss
 from medcl_monai.losses.infonce import QueueInfoNCELoss
 from medcl_monai.losses.local import LocalInfoNCELoss
@@ -62,7 +62,7 @@ class DecorrelatedMoCo(PretrainingNetwork):
     def __init__(
         self,
         backbone: FlexibleUNet,
-        whiten: nn.Module | str | None,
+        whiten: nn.Module | None,
         projection_dim: int = 128,
         local_level: str | None = "layer3",
         local_dim: int = 128,
@@ -82,14 +82,14 @@ class DecorrelatedMoCo(PretrainingNetwork):
                 "resnet50 have neither fault", backbone.backbone,
             )
         self.backbone, self.key_splits = backbone, key_splits
-        self.local_level = None if local_level in NOTHING else local_level
-        self.level, self.decoder_stages = (0, 0) if self.local_level is None else read_level(self.local_level)
+        self.local_level = local_level
+        self.level, self.decoder_stages = (0, 0) if local_level is None else read_level(local_level)
         width, dims = encoder_widths(backbone)[-1], backbone.spatial_dims
-        self.whiten = nn.Identity() if whiten in NOTHING else whiten
+        self.whiten = nn.Identity() if whiten is None else whiten
         if isinstance(whiten, WhitenZCA) and whiten.channels != width:
             raise ValueError(f"DecorrelatedMoCo: whiten is of {whiten.channels} channels, the encoder gives {width}")
         self.projector = projector(width, width, projection_dim)
-        head = None if self.local_level is None else pointwise_head(dims, self._local_width(), 2 * local_dim, local_dim)
+        head = None if local_level is None else pointwise_head(dims, self._local_width(), 2 * local_dim, local_dim)
         self.local_head = head
         self.freeze_untrained()
         self.key_network = MomentumCopy(self._parts(), momentum)
@@ -242,7 +242,7 @@ class DecorrelatedMoCoLoss(TermLoss):
         local_temperature: float = 0.2,
         min_distance: float = 1.0,
         match: Callable | None = None,
-        exclude_radius: float | str | None = 0.0,
+        exclude_radius: float | None = 0.0,
         covariance_weight: float = 0.0,
     ) -> None:
         super().__init__()

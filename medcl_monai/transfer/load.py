@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from medcl_monai.knobs import NOTHING, knob_types
+from medcl_monai.knobs import knob_types
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def load_pretrained(
     """Copy into `network` every tensor of `path` that it has by the same name and shape.
 
     Args:
-        path: a bare state dict under the network's own names, as ``models/pretrained.pt``; None or "none" carries
-            nothing.
+        path: weights to start from, a bare state dict under the network's own names as ``models/pretrained.pt``; None
+            starts from scratch.
         network: the segmentation network; changed in place, or not at all.
         coverage: least share of the network's elements that must be carried, 0 to 1; not asked from scratch.
         keep: prefixes of the names that are taken from the file; None: all.
@@ -66,7 +66,6 @@ def load_pretrained(
     if not 0 <= coverage <= 1:
         raise ValueError(f"load_pretrained: coverage must be 0 to 1, got {coverage}")
     own = network.state_dict()
-    path = starting_weights(path)
     weights = {} if path is None else read_weights(path)
     if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{path} is not loaded: its tensor {bad[0]!r} ({len(bad)} in all) is not finite")
@@ -88,11 +87,6 @@ def load_pretrained(
     network.load_state_dict(carried, strict=False)
     logger.info("weights %s: %s", path or "none (from scratch)", report)
     return report
-
-
-def starting_weights(path: str | Path | None) -> Path | None:
-    """The file that a training starts from; None from scratch, which a command line says as ``none``."""
-    return None if path in NOTHING else Path(path)
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
