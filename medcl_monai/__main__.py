@@ -4,6 +4,7 @@ import fire
 
 from medcl_monai.commands.demo import demo
 from medcl_monai.commands.inspect import inspect
+from medcl_monai.commands.knobs import knobs
 from medcl_monai.commands.transfer import transfer
 from medcl_monai.data.example.population import example_population
 
@@ -11,6 +12,7 @@ VERBS = {
     "example_data": example_population,
     "demo": demo,
     "inspect": inspect,
+    "knobs": knobs,
     "transfer": transfer,
 }
 

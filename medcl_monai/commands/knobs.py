@@ -1,0 +1,154 @@
+"""The verb `knobs`: every knob of a bundle with its value and its meaning, from the configs and the docstrings."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from monai.bundle.config_item import ConfigComponent
+from monai.utils.module import locate
+
+from medcl_monai.bundles import bundle_folder
+
+CONFIGS = ("pretrain.json", "train.json", "inference.json")
+METHOD = ("network_def", "views", "loss")  # whose literal arguments are knobs of the method
+PLUMBING = {"_desc_", "imports", "num_classes"}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One knob of a config.
+
+    Attributes:
+        name: as a command line says it after ``--``.
+        value: as the config holds it, JSON; of an argument that the config leaves out, the default of the code.
+        meaning: with unit or range.
+        written: whether the config holds the knob.
+    """
+
+    name: str
+    value: str
+    meaning: str
+    written: bool = True
+
+
+def knobs(bundle: str, markdown: bool = False) -> str:
+    """List every knob of a bundle's configs: name, value, meaning with unit or range.
+
+    The knobs that all bundles have come first; then the arguments of network, views and loss. An argument that the
+    config leaves out is listed with the default of the code, in brackets, and may be given all the same.
+
+    Args:
+        bundle: name of a bundle in ./bundles, or its folder.
+        markdown: write Markdown tables, as the pages of the methods hold them.
+
+    Returns:
+        The list as text.
+
+    Raises:
+        FileNotFoundError: no such bundle.
+    """
+    configs = bundle_folder(bundle) / "configs"
+    lines = []
+    for path in (configs / name for name in CONFIGS):
+        if path.is_file():
+            rows = list(knobs_of(json.loads(path.read_text(encoding="utf-8"))))
+            lines += [f"**{path.name}**", "", *_table(rows), ""] if markdown else [path.name, *_list(rows), ""]
+    return "\n".join(lines).rstrip()
+
+
+def knobs_of(config: Mapping[str, object]) -> Iterator[Knob]:
+    """The knobs of one config, in its order."""
+    notes = config.get("_desc_", {})
+    for name, value in config.items():
+        if name in METHOD:
+            break
+        if name not in PLUMBING:
+            yield Knob(name, shown(value), notes.get(name) or meaning_of(config, name))
+    for name in METHOD:
+        if isinstance(config.get(name), Mapping):
+            yield from arguments_of(name, config[name])
+
+
+def arguments_of(name: str, component: Mapping[str, object]) -> Iterator[Knob]:
+    """The literal arguments of a component and of the components inside it, then what its code takes beside them."""
+    target = target_of(component)
+    meanings = argument_meanings(target)
+    for key, value in component.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            yield from arguments_of(f"{name}::{key}", value)
+        elif not key.startswith("_") and not str(value).startswith(("@", "$")):
+            yield Knob(f"{name}::{key}", shown(value), meanings.get(key, ""))
+    for key, parameter in inspect.signature(target).parameters.items():
+        if key not in component and key in meanings and parameter.default is not parameter.empty:
+            yield Knob(f"{name}::{key}", shown(parameter.default), meanings[key], written=False)
+
+
+def meaning_of(config: object, name: str) -> str:
+    """What the first component that takes ``@name`` says of the argument."""
+    members = config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ()
+    if isinstance(config, Mapping) and "_target_" in config:
+        for key, value in config.items():
+            if value == f"@{name}" and (meaning := argument_meanings(target_of(config)).get(key)):
+                return meaning
+    return next(filter(None, (meaning_of(member, name) for member in members)), "")
+
+
+def target_of(component: Mapping[str, object]) -> object:
+    """The class or function of a component; None where an expression says it."""
+    path = ConfigComponent(config=dict(component), id="").resolve_module_name()
+    return None if not isinstance(path, str) or path.startswith("$") else locate(path)
+
+
+def argument_meanings(target: object) -> dict[str, str]:
+    """Argument to meaning, from the section ``Args:`` of a class's or a function's docstring, and of its base's."""
+    if target is None:
+        return {}
+    inherited = argument_meanings(target.__base__) if inspect.isclass(target) and target.__base__ is not object else {}
+    sections = re.finditer(r"\n\s*Args:\n(.*?)(?=\n\s*\n|\n\s*(?:Raises|Returns|Example)\w*:|\Z)", _text(target), re.S)
+    meanings: dict[str, str] = {}
+    for section in sections:
+        indent = len(re.match(r"\s*", section[1])[0])
+        for line in section[1].splitlines():
+            named = re.match(rf"\s{{{indent}}}(\w+)(?: \([^)]*\))?: ?(.*)", line)
+            if named:
+                last = named[1]
+                meanings[last] = named[2].strip()
+            elif meanings:
+                meanings[last] = f"{meanings[last]} {line.strip()}"
+    return {**inherited, **{name: " ".join(text.replace("`", "").split()) for name, text in meanings.items()}}
+
+
+def shown(value: object) -> str:
+    """A value as a config writes it; what is computed says so."""
+    if isinstance(value, str) and value.startswith("$"):
+        return f"computed: {value[1:]}"
+    try:
+        return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    except TypeError:
+        return getattr(value, "__name__", str(value))
+
+
+def _text(target: object) -> str:
+    """The docstring; of a class that explains its arguments in the constructor, as MONAI's networks do, both."""
+    of_constructor = inspect.getdoc(target.__init__) if inspect.isclass(target) else None
+    return "\n".join(["", inspect.getdoc(target) or "", "", of_constructor or ""])
+
+
+def _list(of_config: list[Knob]) -> list[str]:
+    width = max(len(knob.name) for knob in of_config) + 2
+    return [f"  --{knob.name:{width}}{_value(knob)}\n{'':6}{knob.meaning}".rstrip() for knob in of_config]
+
+
+def _table(of_config: list[Knob]) -> list[str]:
+    rows = [f"| `{k.name}` | {_value(k, '`')} | {k.meaning} |".replace("||", "\\|\\|") for k in of_config]
+    return ["| knob | value | meaning |", "|---|---|---|", *rows]
+
+
+def _value(knob: Knob, quote: str = "") -> str:
+    value = f"{quote}{knob.value}{quote}"
+    return value if knob.written else f"({value})"
+
+
+__all__ = ["Knob", "knobs", "knobs_of"]
