@@ -25,12 +25,14 @@ class Knob:
         value: as the config holds it, JSON; of an argument that the config leaves out, the default of the code.
         meaning: with unit or range.
         written: whether the config holds the knob.
+        library: name of the library's class that takes the argument, and whose words `meaning` has; "": our own.
     """
 
     name: str
     value: str
     meaning: str
     written: bool = True
+    library: str = ""
 
 
 def knobs(bundle: str, markdown: bool = False) -> str:
@@ -75,14 +77,16 @@ def arguments_of(name: str, component: Mapping[str, object]) -> Iterator[Knob]:
     """The literal arguments of a component and of the components inside it, then what its code takes beside them."""
     target = target_of(component)
     meanings = argument_meanings(target)
+    ours = target.__module__.startswith("medcl_monai.")
+    library = "" if ours else f"{target.__module__.split('.')[0]}'s {target.__name__}"
     for key, value in component.items():
         if isinstance(value, Mapping) and "_target_" in value:
             yield from arguments_of(f"{name}::{key}", value)
         elif not key.startswith("_") and not str(value).startswith(("@", "$")):
-            yield Knob(f"{name}::{key}", shown(value), meanings.get(key, ""))
+            yield Knob(f"{name}::{key}", shown(value), meanings.get(key, ""), library=library)
     for key, parameter in inspect.signature(target).parameters.items():
         if key not in component and key in meanings and parameter.default is not parameter.empty:
-            yield Knob(f"{name}::{key}", shown(parameter.default), meanings[key], written=False)
+            yield Knob(f"{name}::{key}", shown(parameter.default), meanings[key], False, library)
 
 
 def meaning_of(config: object, name: str) -> str:
@@ -142,7 +146,9 @@ def _list(of_config: list[Knob]) -> list[str]:
 
 
 def _table(of_config: list[Knob]) -> list[str]:
-    rows = [f"| `{k.name}` | {_value(k, '`')} | {k.meaning} |".replace("||", "\\|\\|") for k in of_config]
+    kept = [knob for knob in of_config if knob.written or not knob.library]  # a page holds our own words alone
+    meanings = [f"an argument of {knob.library}" if knob.library else knob.meaning for knob in kept]
+    rows = [f"| `{knob.name}` | {_value(knob, '`')} | {text} |" for knob, text in zip(kept, meanings, strict=True)]
     return ["| knob | value | meaning |", "|---|---|---|", *rows]
 
 
