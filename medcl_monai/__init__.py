@@ -33,8 +33,8 @@ from medcl_monai.losses.terms import SumOfLosses, TermLoss
 from medcl_monai.methods.base import PretrainingNetwork, Watched
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCo, DecorrelatedMoCoLoss, DecorrelatedMoCoViews
 from medcl_monai.methods.jcl import JCL, JCLLoss, JCLViews
-from medcl_monai.networks.encode import decode, encode
-from medcl_monai.networks.flexible_unet import encoder_widths
+from medcl_monai.networks import dynunet, flexible_unet, plain_unet, segresnet, swin  # noqa: F401 - cases of encode
+from medcl_monai.networks.encode import decode, encode, encoder_widths
 from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy
 from medcl_monai.networks.probe import LinearProbe
 from medcl_monai.networks.statistics import compute_statistics

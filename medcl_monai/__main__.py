@@ -2,6 +2,7 @@
 
 import fire
 
+from medcl_monai.commands.bundle import bundle
 from medcl_monai.commands.demo import demo
 from medcl_monai.commands.inspect import inspect
 from medcl_monai.commands.knobs import knobs
@@ -13,6 +14,7 @@ VERBS = {
     "demo": demo,
     "inspect": inspect,
     "knobs": knobs,
+    "bundle": bundle,
     "transfer": transfer,
 }
 

@@ -1,4 +1,4 @@
-"""Join a process group or not; gather and sum over its processes with exact gradients."""
+"""Functions to join a process group, and to gather and sum over its processes with exact gradients."""
 
 import os
 
@@ -12,16 +12,16 @@ _made = False
 
 
 def join_processes(device: str | torch.device = "cpu") -> bool:
-    """Join the group of processes that torchrun started, or adopt one that exists; nothing to do for one process.
+    """Join the process group that torchrun started, or adopt an existing group; a single process needs no group.
 
-    Every process joins ignite here, before anything asks for a rank: ignite's first question is a collective, and
-    asked by one rank alone it would wait for ever.
+    Every process joins Ignite in this function, before any process asks for its rank. Ignite's first query of the rank
+    is a collective call: if only one rank made this call, this rank would wait for ever.
 
     Args:
-        device: of this process; CUDA takes nccl, anything else gloo.
+        device: device of this process; CUDA devices communicate by nccl, all other devices by gloo.
 
     Returns:
-        Whether a group was made, which `leave_processes` then ends.
+        Whether this function made a group; `leave_processes` then ends the group.
     """
     global _made
     if dist.is_available() and dist.is_initialized():
@@ -33,7 +33,7 @@ def join_processes(device: str | torch.device = "cpu") -> bool:
 
 
 def leave_processes() -> None:
-    """End the group that `join_processes` made; a group of somebody else stays."""
+    """End the group that `join_processes` made; a group that other code made stays."""
     global _made
     if _made:
         idist.finalize()
@@ -41,32 +41,32 @@ def leave_processes() -> None:
 
 
 def rank() -> int:
-    """Number of this process, 0 without a group."""
+    """Return the rank of this process, counted from 0; without a group, 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 without a group."""
+    """Return the number of processes; without a group, 1."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def local_device() -> torch.device:
-    """The accelerator of this process on its machine (torchrun's LOCAL_RANK), else the CPU."""
+    """Return the GPU of this process on its machine (torchrun's LOCAL_RANK), or the CPU if there is no GPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def distribute(network: nn.Module, device: torch.device, broadcast_buffers: bool = True) -> nn.Module:
-    """The network on its device, wrapped for several processes; batch norm is synchronised on CUDA.
+    """Move a network to its device and wrap it in DistributedDataParallel; on CUDA, batch norm is synchronised.
 
-    torch.nn.SyncBatchNorm refuses CPU tensors: with gloo the batch statistics are per process.
+    torch.nn.SyncBatchNorm refuses CPU tensors, so with gloo each process has batch statistics of its own.
 
     Args:
-        network: to be wrapped.
-        device: of this process.
-        broadcast_buffers: send the first process's buffers to all before each forward pass. Off for pre-training,
-            where nothing reads running statistics and a queue would be sent each time.
+        network: the network that is wrapped.
+        device: device of this process.
+        broadcast_buffers: whether the first process sends its buffers to all processes before each forward pass. This
+            is off for pre-training, where nothing reads running statistics and a queue would be sent each time.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -76,29 +76,37 @@ def distribute(network: nn.Module, device: torch.device, broadcast_buffers: bool
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """The network without the wrapper for several processes."""
+    """Return the network without the DistributedDataParallel wrapper."""
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows (dim 0) of all processes in rank order, with gradient: each gets the sum of what all make of its rows.
+    """Gather the rows (dim 0) of all processes in rank order, with gradient.
 
-    Processes may hold unequal numbers of rows. Without a group: `x` itself.
+    The gradient of a row is the sum of the gradients from all processes. The processes may hold different numbers of
+    rows. Without a group, the result is `x` itself.
     """
     return _Gather.apply(x) if world_size() > 1 else x
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum over all processes, whose backward is a sum as well. Without a group: `x` itself."""
+    """Sum a tensor over all processes; the backward pass sums the gradient over all processes as well.
+
+    Without a group, the result is `x` itself.
+    """
     return _Total.apply(x) if world_size() > 1 else x
 
 
 def mean_over_processes(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean of the rows of all processes, such that the mean over processes of the gradients is its gradient.
+    """Return a value whose average over the processes is the mean over the rows of all processes.
+
+    The same holds for the gradients: DistributedDataParallel averages the gradients over the processes, and this
+    average is the gradient of the mean over all rows.
 
     Args:
-        values: one per row, (N, …).
-        weights: of the same shape, 0 or 1: which count. If none does anywhere, the mean is 0.
+        values: one value per row, (N, …).
+        weights: 1 for each value that counts and 0 for each other value, in the shape of `values`; None: all values
+            count. If no value counts in any process, the mean is 0.
     """
     weights = torch.ones_like(values) if weights is None else weights.to(values)
     count = total(weights.sum().detach()).clamp(min=1)
@@ -106,7 +114,7 @@ def mean_over_processes(values: Tensor, weights: Tensor | None = None) -> Tensor
 
 
 def from_first(x: Tensor) -> Tensor:
-    """The first process's values, on all processes; `x` is on the CPU and changes in place."""
+    """Return the values of the first process in all processes; `x` is on the CPU and may be changed in place."""
     if world_size() > 1:
         x = x.to(local_device()) if dist.get_backend() == "nccl" else x
         dist.broadcast(x, 0)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their hashes."""
+"""Functions that write a file whole or not at all, find the files of a volume, and hash files."""
 
 import hashlib
 import os
@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-HEADER = 65536  # bytes: more than the text at the head of an MHD or NRRD file
+HEADER = 65536  # bytes that are read from an MHD or NRRD file; the text header is shorter
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there: readers see the old file or the whole new one.
+    """Let `write` fill a temporary file beside `path`, then move the temporary file to `path`.
 
-    The file that is written has the same suffixes, and the process's number in its name.
+    A reader sees the old file or the whole new file. The temporary file has the suffixes of `path`, and its name
+    contains the process id.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def volume_files(path: Path) -> list[Path]:
-    """The files that a volume is made of: one, those of a DICOM folder, or a header and the data that it names."""
+    """Return the files of a volume: one file, all files of a DICOM folder, or a header with its data files."""
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
     if path.suffix.lower() not in (".mhd", ".nrrd"):
@@ -41,10 +42,10 @@ def volume_files(path: Path) -> list[Path]:
 
 
 def volume_hash(path: Path) -> str:
-    """sha256 of a volume, of all its files where it has several.
+    """Return the sha256 of a volume; if the volume has several files, the sha256 covers all files.
 
     Raises:
-        ValueError: no such file.
+        ValueError: there is no such file or folder.
     """
     if not path.exists():
         raise ValueError(f"{path} does not exist")
@@ -53,6 +54,6 @@ def volume_hash(path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """Return the sha256 of the bytes of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Whole volumes through a segmenter, slice by slice or window by window."""
+"""Segmentation of whole volumes, slice by slice or window by window."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,20 +11,22 @@ from medcl_monai.knobs import knob_types
 class SegmentationInferer(Inferer):
     """Segments volumes (B, C, X, Y, Z) with a 2D network over their slices, or with a 3D network over windows.
 
-    A volume smaller than `roi_size` is padded with its own minimum, as training pads its samples (MONAI's inferers
-    pad with 0, which is the mean of z-scored data), and the result is cropped back.
+    A volume smaller than `roi_size` is padded with its own minimum, as training pads its samples, and the result is
+    cropped to the size of the volume. MONAI's inferers pad with 0, which is the mean of z-scored data.
 
     Args:
-        roi_size: size of the network's input, pixels (2D: of the two axes within the slice) or voxels (3D).
-        spatial_dims: of the network, 2 or 3.
-        slice_axis: the axis that 2D slices are perpendicular to, 0 to 2; unused in 3D.
-        batch_size: slices or windows per forward pass.
-        overlap: of neighbouring windows, as a share of `roi_size`, 0 up to 1.
-        multiple: of which the network needs every side of its input.
+        roi_size: size of the network's input, one number per axis: pixels of the two axes within the slice (2D), or
+            voxels (3D).
+        spatial_dims: number of spatial dimensions of the network, 2 or 3.
+        slice_axis: axis of the volume that 2D slices are perpendicular to: 0, 1 or 2 for x, y or z; not used in 3D.
+        batch_size: number of slices or windows per forward pass, at least 1.
+        overlap: overlap of neighbouring windows as a share of `roi_size`, 0 up to but not including 1.
+        multiple: number that must divide every entry of `roi_size`, because the network requires it; 1: any size is
+            allowed.
 
     Raises:
-        ValueError: `roi_size` has not `spatial_dims` entries, or a side that is no multiple; the input is not a batch
-            of volumes.
+        ValueError: `roi_size` does not have `spatial_dims` entries, or an entry is not a multiple of `multiple`; in a
+            call: the input is not a batch of volumes.
 
     Example:
         >>> import torch
@@ -54,7 +56,7 @@ class SegmentationInferer(Inferer):
         self.inferer = SlidingWindowInferer(**windows) if spatial_dims == 3 else SliceInferer(slice_axis, **windows)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """Logits (B, K, X, Y, Z) on the grid of `inputs`."""
+        """Return logits (B, K, X, Y, Z) on the grid of `inputs`."""
         if inputs.ndim != 5:
             raise ValueError(f"SegmentationInferer takes volumes (batch, channels, x, y, z), got {tuple(inputs.shape)}")
         logits = self.inferer(pad_with_minimum(inputs, self.window), network, *args, **kwargs)
@@ -62,7 +64,7 @@ class SegmentationInferer(Inferer):
 
 
 def pad_with_minimum(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Append to every axis of (B, C, *S) what it lacks of `size`, filled with the minimum of each sample's channel."""
+    """Pad (B, C, *S) at the end of each axis to at least `size`, with the minimum of each channel of each sample."""
     padded = [max(side, least) for side, least in zip(x.shape[2:], size, strict=True)]
     if padded == list(x.shape[2:]):
         return x

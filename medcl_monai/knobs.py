@@ -1,4 +1,4 @@
-"""What a config hands over is checked against the annotations: a knob of the wrong type is named with its value."""
+"""A type check of the values in a config: the error names the argument, its value and the expected type."""
 
 import functools
 import inspect
@@ -8,18 +8,20 @@ from typing import get_args
 
 from beartype import BeartypeConf, beartype
 
-NONE_WORDS = ("none", "null")  # MONAI drops an override of None in silence, and the value of the file would stand
-_checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # the tower: JSON writes 1 where 1.0 is meant
+# words for None: MONAI drops an override of None without a message, so the value in the config file would be used
+NONE_WORDS = ("none", "null")
+_checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # accepts an int for a float: JSON writes 1 for 1.0
 
 
 def knob_types(function: Callable) -> Callable:
-    """Decorator of what configs call: arguments of a wrong type raise an error that names them.
+    """Decorate a function that configs call, so that each call checks the types of the arguments.
 
-    An argument that may be None also takes the words "none" and "null", so that a command line can say
-    ``--clip none``.
+    An argument that may be None also accepts the words "none" and "null", so that ``--clip none`` works on a command
+    line.
 
     Raises:
-        beartype.roar.BeartypeCallHintParamViolation: with the function, the argument, its value and the type expected.
+        beartype.roar.BeartypeCallHintParamViolation: an argument has a wrong type; the error names the function, the
+            argument, the value and the expected type.
 
     Example:
         >>> @knob_types

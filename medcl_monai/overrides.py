@@ -1,4 +1,4 @@
-"""Overrides of a config that no config has are refused, with the nearest right name."""
+"""A check of overrides: a name that no config has is refused, and the error suggests the nearest right name."""
 
 import difflib
 import inspect
@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 from monai.utils.module import locate
 
-OPTIONS = {  # of `monai.bundle run` and of its tracking: no ids of a config
+OPTIONS = {  # options of `monai.bundle run` and of its tracking, which are no ids of a config
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
     "save_execute_config", "is_not_rank0", "workflow_type", "workflow_name",
 }
@@ -19,16 +19,17 @@ SPECIAL = {"_target_", "_desc_", "_disabled_", "_requires_", "_mode_"}
 
 
 def check_overrides(config: Mapping[str, object], names: Iterable[str]) -> None:
-    """Refuse ids that neither the config has nor the component around them accepts.
+    """Refuse overrides with a name that neither the config has nor the component at that place accepts.
 
-    MONAI takes a new top-level key in silence, so ``--step 1000`` would train with the steps of the file.
+    MONAI accepts a new top-level name without a message, so ``--step 1000`` would train with the `steps` of the config
+    file.
 
     Args:
-        config: the merged content of the config files, not yet resolved.
-        names: of the overrides, as ``steps``, ``loss::temperature`` or ``train::handlers#0#warm_up``.
+        config: the merged content of the config files, with references and expressions not yet resolved.
+        names: names of the overrides, such as ``steps``, ``loss::temperature`` or ``train::handlers#0#warm_up``.
 
     Raises:
-        ValueError: naming the override, and the nearest name that would be right.
+        ValueError: a name is unknown; the error names the override and the nearest right name.
     """
     for name in names:
         path = name.replace("#", "::").split("::")
@@ -43,12 +44,13 @@ def check_overrides(config: Mapping[str, object], names: Iterable[str]) -> None:
 
 
 def check_command_line() -> None:
-    """Check the overrides of ``python -m monai.bundle run``; nothing for a process that was started in another way.
+    """Check the overrides of ``python -m monai.bundle run``; a process that was started in another way is not checked.
 
-    MONAI Label, federated clients and Python code override what they like. Under torchrun the arguments are the same.
+    MONAI Label, federated clients and Python code may override what they like. Under torchrun the arguments are the
+    same.
 
     Raises:
-        ValueError: see `check_overrides`; or an override is None, which MONAI drops in silence.
+        ValueError: an override has an unknown name, or is None, which MONAI drops without a message.
     """
     program = Path(sys.argv[0])
     if program.name != "__main__.py" or program.parent.name != "bundle" or "run" not in sys.argv[1:2]:
@@ -63,12 +65,12 @@ def check_command_line() -> None:
 
 
 def merged(files: Sequence[str | Path]) -> dict[str, object]:
-    """The content of config files, merged as MONAI merges them, before anything is resolved."""
+    """Return the content of config files, merged as MONAI merges config files, before references are resolved."""
     return ConfigParser.load_config_files([str(file) for file in files])
 
 
 def ids(config: object, above: str = "") -> Iterator[str]:
-    """All ids of a config, as ``steps``, ``loss`` and ``loss::temperature``."""
+    """Yield all ids of a config, such as ``steps``, ``loss`` and ``loss::temperature``."""
     members = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
     for name, value in members:
         yield f"{above}{name}"
@@ -99,19 +101,19 @@ def _at(config: object, path: Sequence[str]) -> object:
 
 
 def _accepted(part: object) -> set[str]:
-    """Names that a component's class or function takes, beside those that the config gives it."""
+    """Return the names that a component may have: the arguments of its class or function, and MONAI's special names."""
     if not isinstance(part, Mapping) or "_target_" not in part:
         return set()
     target = ConfigComponent(config=dict(part), id="").resolve_module_name()
     target = locate(target) if isinstance(target, str) else target
     try:
         return set(inspect.signature(target).parameters) | SPECIAL
-    except (TypeError, ValueError):  # a `$` expression as target, or a builtin without a signature
+    except (TypeError, ValueError):  # the target is a `$` expression, or a builtin without a signature
         return SPECIAL
 
 
 def _arguments(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Names and values of ``--name value`` and ``--name=value``, as fire reads them."""
+    """Yield the names and values of ``--name value`` and ``--name=value``, as the package fire reads them."""
     for place, word in enumerate(words):
         if word.startswith("--"):
             name, sign, value = word[2:].partition("=")
@@ -120,7 +122,7 @@ def _arguments(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _files(text: str) -> list[str]:
-    """The files of ``--config_file``: one path, or a list of paths as Python writes it."""
+    """Return the files of ``--config_file``: one path, or a list of paths in Python's notation."""
     import ast
 
     if not text.lstrip().startswith(("[", "(")):

@@ -1,4 +1,4 @@
-"""Mathematics that must not run in half precision."""
+"""A decorator for computations that must not run in half precision."""
 
 import functools
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def full_precision(function: Callable) -> Callable:
-    """Decorator: the function runs outside of autocast, and its half-precision tensors arrive in fp32.
+    """Decorate a function so that it runs outside autocast and gets its half-precision tensors in fp32.
 
-    Autocast takes matrix products in half precision even of fp32 tensors: a loss of 9.3486 became 9.3446 that way. At
-    least one argument of the function must be a tensor; fp64 stays fp64.
+    Autocast computes matrix products in half precision, even products of fp32 tensors: a loss of 9.3486 became 9.3446
+    that way. At least one argument of the function must be a tensor. Tensors in fp64 stay in fp64.
 
     Example:
         >>> product = full_precision(torch.matmul)

@@ -1,10 +1,11 @@
-"""One seed from several numbers."""
+"""A function that derives one seed from several integers."""
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed of 63 bits from integers: other numbers or another order give another seed, on every machine the same.
+    """Derive a seed of 63 bits from integers, the same on every machine.
 
-    Each number goes through the finaliser of SplitMix64 (Steele et al. 2014).
+    Other integers, or the same integers in another order, give another seed. Each integer goes through the finaliser of
+    SplitMix64 (Steele et al. 2014).
 
     Example:
         >>> derive_seed(0, 1) == derive_seed(1, 0)

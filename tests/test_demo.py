@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcl_monai.bundles import adapt_bundle, bundle_folder, grid_of
+from medcl_monai.bundles import adapt_bundle, bundle_folder, grid_of, set_knobs
+from medcl_monai.commands.bundle import bundle
 from medcl_monai.commands.demo import demo
 from medcl_monai.commands.demo_report import report, subject_scores, t_interval
 from medcl_monai.data.inspection import Grid, inspect_dataset, suggest_spacing
@@ -92,11 +93,11 @@ def test_the_report_names_the_difference_to_every_control(tmp_path, monkeypatch)
     entries = [{"image": f"/x/{name}.nii.gz", "subject": name} for name in "pqr"]
     for place, arm in enumerate(("ours", "scratch", "other")):
         for moment in ("test", "half"):
-            rows = [f"/x/{name}.nii.gz,{0.9 - 0.1 * place},0.8,0" for name in "pqr"]
+            rows = [f"/x/{name}.nii.gz,{0.9 - 0.1 * place - 0.01 * k * place},0.8,0" for k, name in enumerate("pqr")]
             scored(tmp_path / arm / moment, rows)
     text = report(tmp_path, ["ours", "scratch", "other"], Split([], [], [], entries, {"1": "a", "2": "b"}), entries[0])
-    assert "ours minus scratch, paired over 3 subjects: +0.050, 95 % t interval [+0.050, +0.050]" in text
-    assert "ours minus other, paired over 3 subjects: +0.100" in text
+    assert "ours minus scratch, paired over 3 subjects: +0.055, 95 % t interval [+0.043, +0.067]" in text
+    assert "ours minus other, paired over 3 subjects: +0.110" in text
 
 
 def test_what_the_demo_cannot_find_is_named(tmp_path):
@@ -111,3 +112,32 @@ def test_a_label_of_another_size_is_named_by_inspect(labelled, save, volume):
     save(labelled / "labelsTr" / "scan_03.nii.gz", (array > 300).astype(np.uint8)[:-2], affine)
     with pytest.raises(ValueError, match=r"scan_03.nii.gz is \(10, 16, 6\) voxels, \(12, 16, 6\) of .* are expected"):
         inspect_dataset(labelled)
+
+
+def test_the_verb_bundle_writes_a_copy_for_the_data(labelled, tmp_path):
+    text = bundle("jcl", str(tmp_path / "mine"), str(labelled))
+    assert f"written: {tmp_path / 'mine'}" in text
+    train = json.loads((tmp_path / "mine" / "configs" / "train.json").read_text(encoding="utf-8"))
+    assert train["dataset_dir"] == str(labelled)
+    assert train["structures"] == {"1": "structure 1"}
+    assert (tmp_path / "mine" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    bundle("jcl", str(tmp_path / "plain"))
+    for file in ("train.json", "pretrain.json", "metadata.json"):
+        ours, theirs = (folder / "configs" / file for folder in (tmp_path / "plain", ROOT / "bundles" / "jcl"))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_values_are_set_in_place_and_what_a_config_lacks_is_refused(tmp_path):
+    path = tmp_path / "train.json"
+    source = (ROOT / "bundles" / "jcl" / "configs" / "train.json").read_text(encoding="utf-8")
+    path.write_text(source, encoding="utf-8")
+    set_knobs(path, {"steps": 400, "network_def::features": [4, 8], "structures": {"1": "a, b: {c}"}})
+    written = path.read_text(encoding="utf-8")
+    changed = [line for line in written.splitlines() if line not in source.splitlines()]
+    assert len(changed) == 3
+    assert len(written.splitlines()) == len(source.splitlines())
+    config = json.loads(written)
+    assert (config["steps"], config["network_def"]["features"]) == (400, [4, 8])
+    with pytest.raises(ValueError, match="has no 'network_def::feature'"):
+        set_knobs(path, {"steps": 500, "network_def::feature": 1})
+    assert path.read_text(encoding="utf-8") == written

@@ -62,7 +62,7 @@ def test_knobs_on_command_lines_exist(page):
     assert named <= knobs | nested
 
 
-@pytest.mark.parametrize("verb", ["example_data", "demo", "inspect", "transfer"])
+@pytest.mark.parametrize("verb", ["example_data", "demo", "inspect", "transfer", "knobs", "bundle"])
 def test_each_verb_explains_itself(verb):
     command = [sys.executable, "-W", "ignore", "-m", "medcl_monai", verb, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PAGER": "cat"})

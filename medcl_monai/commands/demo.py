@@ -7,8 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
-from medcl_monai.bundles import Plan, adapt_bundle, bundle_folder, grid_of, read_plan, run_bundle, set_knobs
-from medcl_monai.data.inspection import inspect_dataset
+from medcl_monai.bundles import Plan, bundle_folder, read_plan, run_bundle
+from medcl_monai.commands.bundle import bundle_for
 from medcl_monai.data.splits import Split, split_dataset
 
 LABELLED_SUBJECTS = 2
@@ -38,12 +38,8 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
     root = bundle_folder(bundle)
     if dataset is not None:
         dataset = str(Path(dataset).resolve())
-        inspection = inspect_dataset(dataset, grid=grid_of(root))
+        root, inspection = bundle_for(root, Path("demo") / root.name, dataset)
         print(inspection)
-        root = adapt_bundle(root, Path("demo") / root.name, inspection.knobs).resolve()
-        for config in ("pretrain.json", "train.json"):  # the copy is a bundle for these data
-            if (root / "configs" / config).is_file():
-                set_knobs(root / "configs" / config, {"dataset_dir": dataset})
     split = split_dataset(dataset)
     output, plan = root / "eval", read_plan(root)
     _clear(output, plan)

@@ -1,4 +1,4 @@
-"""The table and the picture at the end of the demo."""
+"""The table and the picture that the demo shows at its end."""
 
 import csv
 import math
@@ -14,13 +14,16 @@ from medcl_monai.diagnostics.pictures import overlay_picture
 
 
 def report(output: Path, arms: Sequence[str], split: Split, entry: dict[str, str]) -> str:
-    """Dice per structure of all arms, the paired difference of the first to each other one, the path of the picture.
+    """Return the report of the demo: a table of Dice scores, the differences between arms, and the path of the picture.
+
+    The table gives the Dice of each structure for all arms. The differences are paired over subjects, between the first
+    arm and each other arm.
 
     Args:
-        output: the demo's folder: `ARM/test` and `ARM/half` hold the scores, `ARM/inference` the label map.
-        arms: the arm that the demo is about, then its controls.
-        split: says who the held-out subjects are.
-        entry: the volume of the picture.
+        output: folder of the demo: `ARM/test` and `ARM/half` hold the scores, `ARM/inference` holds the label map.
+        arms: names of the arms: the arm that the demo is about, then its controls.
+        split: the split, which lists the held-out subjects and the structures.
+        entry: entry of the data list with the volume of the picture.
     """
     scores = {arm: subject_scores(output / arm / "test", split.test) for arm in arms}
     half = {arm: subject_scores(output / arm / "half", split.test) for arm in arms}
@@ -47,26 +50,29 @@ def report(output: Path, arms: Sequence[str], split: Split, entry: dict[str, str
 
 
 def t_interval(difference: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and Student's interval of paired differences; an infinite interval for fewer than two."""
+    """Return the mean of paired differences and the lower and upper end of Student's t interval.
+
+    For fewer than two differences, the interval is infinite.
+    """
     mean = float(np.mean(difference))
     if len(difference) < 2:
         return mean, -math.inf, math.inf
-    half = stats.t.ppf((1 + level) / 2, len(difference) - 1) * stats.sem(difference)
-    return mean, mean - half, mean + half
+    interval = stats.ttest_1samp(difference, 0.0).confidence_interval(level)
+    return mean, float(interval.low), float(interval.high)
 
 
 def subject_scores(folder: Path, entries: Sequence[dict[str, str]]) -> np.ndarray:
-    """Dice (subjects, structures) of an evaluation, by the sorted names of the subjects.
+    """Return the Dice scores (subjects, structures) of an evaluation, in the sorted order of the subjects' names.
 
-    Several volumes of one person are averaged. Volumes are told apart by their whole paths: files of several people
-    may share a name, as in a folder for each person.
+    The scores of several volumes of one person are averaged. Volumes are identified by their whole paths, because files
+    of different people may have the same name, for example if each person has a folder.
 
     Args:
-        folder: of the evaluation, with ``mean_dice_raw.csv``.
-        entries: what was scored, with `image` and `subject`.
+        folder: folder of the evaluation, which holds ``mean_dice_raw.csv``.
+        entries: entries of the data list that were scored, with `image` and `subject`.
 
     Raises:
-        ValueError: the evaluation scored other volumes than `entries`.
+        ValueError: the evaluation did not score exactly the volumes of `entries`.
     """
     subject = {Path(entry["image"]): entry["subject"] for entry in entries}
     people: dict[str, list[list[float]]] = {}
@@ -81,17 +87,17 @@ def subject_scores(folder: Path, entries: Sequence[dict[str, str]]) -> np.ndarra
 
 
 def draw(output: Path, arms: Sequence[str], entry: dict[str, str], structures: dict[str, str]) -> Path:
-    """The slice with the most foreground: image, label, and what each network predicts."""
+    """Draw the slice with the most foreground: image, label and prediction of each arm; return the picture's path."""
     stem = Path(entry["image"]).name.split(".")[0]
     image, label = (nibabel.as_closest_canonical(nibabel.load(entry[key])).get_fdata() for key in ("image", "label"))
-    found = {
+    maps = {
         arm: nibabel.as_closest_canonical(
             nibabel.load(next((output / arm / "inference").rglob(f"{stem}*.nii.gz")))
         ).get_fdata()
         for arm in arms
     }
     place = int((label > 0).sum((0, 1)).argmax())
-    predictions = {arm: volume[:, :, place] for arm, volume in found.items()}
+    predictions = {arm: volume[:, :, place] for arm, volume in maps.items()}
     path = output / "demo.png"
     overlay_picture(image[:, :, place], label[:, :, place], predictions, path, structures)
     return path

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from medcl_monai.bundles import bundle_folder, grid_of
 from medcl_monai.data.inspection import inspect_dataset
+from medcl_monai.data.slices import SliceDataset
 from medcl_monai.diagnostics.figures import effective_rank, feature_spread, participation_ratio, spectrum
 from medcl_monai.diagnostics.pictures import similarity_picture, spectrum_picture
 from medcl_monai.networks.encode import encode
 from medcl_monai.transfer.load import load_pretrained
+from medcl_monai.transforms.preprocessing import preprocessing
 
 
 def inspect(
@@ -54,9 +56,10 @@ def inspect(
         return report
     if samples < 8:
         raise ValueError(f"inspect: samples={samples}: figures need at least 8")
-    network = _parse(root / "configs" / "train.json", root, dataset).get_parsed_content("network_def")
+    parser = _parse(root / "configs" / "train.json", root, dataset, inspection.knobs)
+    network = parser.get_parsed_content("network_def")
     transfer = load_pretrained(weights, network, coverage=0.01)
-    images = _images(_parse(root / "configs" / "pretrain.json", root, dataset, inspection.knobs), samples)
+    images = _images(parser, samples)
     return "\n".join([report, f"{weights}: {transfer}", *_figures(network, images, Path(output))])
 
 
@@ -71,7 +74,11 @@ def _parse(config: Path, root: Path, dataset: str, knobs: Mapping[str, object] |
 
 
 def _images(parser: ConfigParser, samples: int) -> Tensor:
-    data = parser.get_parsed_content("train::dataset")
+    """Evenly spaced slices (3D: crops) of the pool, prepared without labels as the bundle prepares its images."""
+    names = ("pixel_spacing", "spatial_dims", "slice_axis", "intensity")
+    prepare = preprocessing("image", **{name: parser.get_parsed_content(name) for name in names})
+    size, dims, axis = (parser.get_parsed_content(name) for name in ("roi_size", "spatial_dims", "slice_axis"))
+    data = SliceDataset(parser.get_parsed_content("split").pretraining, prepare, size, dims, axis)
     places = torch.linspace(0, len(data) - 1, min(samples, len(data))).long().unique().tolist()
     return torch.stack([data[place]["image"] for place in places])
 

@@ -33,9 +33,7 @@ def transfer(
     """
     target = build_network(network, net_id)
     report = load_pretrained(weights, target, coverage)
-    lines = [f"{weights} into {type(target).__name__}: {report}"]
-    for part in ("reshaped", "missing", "unused"):
-        lines += [f"  {part}: {name}" for name in getattr(report, part)]
+    lines = [f"{weights} into {type(target).__name__}: {report.listing()}"]
     if output is not None:
         write_atomically(Path(output), lambda path: torch.save(target.state_dict(), path))
         lines.append(f"written: {output}")

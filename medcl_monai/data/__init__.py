@@ -1,1 +1,1 @@
-"""From folders of volumes to batches of samples: datalists, splits, slices, samplers, cache, the example population."""
+"""Data: datalists, splits, the cache of volumes, slices, samplers and the example population."""

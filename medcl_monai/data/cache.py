@@ -1,14 +1,14 @@
-"""Decoded, oriented, resampled, normalised volumes as memory-mapped arrays; and the checks of what is loaded."""
+"""A cache of preprocessed volumes as memory-mapped arrays, and the checks that every loaded volume must pass."""
 
 import hashlib
 import logging
+import pickle
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType
 
 import numpy as np
 import torch
+from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 
 from medcl_monai.data.place import cache_folder
@@ -19,25 +19,28 @@ DTYPES = {"image": np.float32, "label": np.uint8}
 
 
 class VolumeCache:
-    """Runs `preprocessing` once per volume and keeps the result, keyed by file digest and transform.
+    """Runs the preprocessing once per volume and keeps the resulting arrays on disk.
 
-    Two processes may fill it at once: files are moved into place whole.
+    The name of a cached array is a hash of the source files' contents and of the transforms with their settings.
+    Several processes may fill one cache at the same time, because an array is moved into place only when its file is
+    complete.
 
     Args:
-        preprocessing: MONAI dictionary transforms without randomness, over ``image`` and perhaps ``label``.
-        folder: of the cache; None: ``volumes`` in the package's cache folder.
+        preprocessing: MONAI dictionary transforms without randomness, for the key ``image`` and, where an entry has a
+            label, the key ``label``.
+        folder: folder of the cached arrays; None: the folder ``volumes`` in the package's cache folder.
     """
 
     def __init__(self, preprocessing: Compose, folder: str | Path | None = None) -> None:
         self.preprocessing = preprocessing
         self.folder = cache_folder() / "volumes" if folder is None else Path(folder)
-        self._transform = describe(preprocessing)
+        self._transform = transform_hash(preprocessing)
 
     def __call__(self, entry: Mapping[str, str]) -> dict[str, Path]:
-        """Paths of the arrays (C, *S) of an entry, made if they are not there.
+        """Return the paths of an entry's preprocessed arrays (C, *S); arrays that do not exist yet are made first.
 
         Raises:
-            ValueError: see `check_loaded`.
+            ValueError: the image or the label cannot be used; `check_loaded` lists the reasons.
         """
         keys = [key for key in DTYPES if key in entry]
         content = "".join(volume_hash(Path(entry[key])) for key in keys) + self._transform
@@ -52,12 +55,12 @@ class VolumeCache:
 
 
 def check_loaded(entry: Mapping[str, str], transform: Callable[[dict], dict]) -> dict:
-    """The transformed entry, after checks of what was read and of what became of it.
+    """Apply a transform to an entry, check the volumes as loaded and as transformed, and return the transformed entry.
 
     Raises:
-        ValueError: a file cannot be read, has not three axes and one channel; the image holds NaN or infinity, or one
-            value only, as read or as transformed; the label lies on another grid or holds values that are not whole
-            numbers from 0 to 255.
+        ValueError: a file does not exist or cannot be read; the image does not have three axes and one channel; the
+            image contains NaN or infinity; the image has the same value everywhere, as loaded or as transformed; the
+            label lies on another grid than the image, or contains values that are not whole numbers from 0 to 255.
     """
     steps = transform.transforms if isinstance(transform, Compose) else [transform]
     data, checked = dict(entry), False
@@ -82,7 +85,7 @@ def check_loaded(entry: Mapping[str, str], transform: Callable[[dict], dict]) ->
 
 
 class _RefusedError(ValueError):
-    """A finding of the checks, told from errors of reading."""
+    """Raised for a volume that fails a check, to tell this failure from an error of reading."""
 
 
 def _check_image(path: str, image: torch.Tensor) -> None:
@@ -118,36 +121,24 @@ def _check_label(entry: Mapping[str, str], image: torch.Tensor, label: torch.Ten
 
 
 def root_cause(error: BaseException) -> str:
-    """Type and first line of the innermost cause."""
+    """Return the type and the first line of the innermost cause of an error."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def describe(transform: object) -> str:
-    """Class names and settings of transforms as text that is the same in every process."""
-    if transform is None or isinstance(transform, str | int | float | bool | bytes | type):
-        return repr(transform)
-    if isinstance(transform, Mapping):
-        return "{" + ",".join(f"{key}:{describe(value)}" for key, value in sorted(transform.items(), key=str)) + "}"
-    if isinstance(transform, list | tuple | set):
-        return "[" + ",".join(describe(value) for value in transform) + "]"
-    if isinstance(transform, torch.dtype | torch.device | np.dtype | np.generic):
-        return repr(transform)
-    if isinstance(transform, FunctionType):
-        bound = [cell.cell_contents for cell in transform.__closure__ or ()]
-        return describe([transform.__code__, transform.__defaults__, bound])
-    if isinstance(transform, CodeType):
-        return describe([transform.co_code, transform.co_names, transform.co_consts])
-    if isinstance(transform, partial):
-        return describe([transform.func, transform.args, transform.keywords])
-    if isinstance(transform, np.ndarray | torch.Tensor):
-        return repr(np.asarray(transform).tolist())
-    name = f"{type(transform).__module__}.{type(transform).__qualname__}"
-    settings = getattr(transform, "__dict__", None)
-    if settings is None or "RandomState" in name or "enum" in str(type(type(transform))):
-        return name if settings is None or "RandomState" in name else f"{name}.{transform}"
-    return name + describe({key: value for key, value in settings.items() if key != "R"})
+def transform_hash(preprocessing: Compose) -> str:
+    """Return a hash of transforms and their settings that is the same in every process.
+
+    A function inside a transform counts by its name, not by its code: whoever changes such a function clears the cache.
+
+    Raises:
+        ValueError: a transform holds a function without a name of its own, such as a lambda.
+    """
+    try:
+        return pickle_hashing(list(preprocessing.transforms)).decode()
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(f"the preprocessing cannot be cached, give its functions names: {error}") from error
 
 
 def _save(path: Path, array: np.ndarray) -> None:

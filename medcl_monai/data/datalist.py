@@ -1,4 +1,4 @@
-"""From a folder to a list of entries: which volumes there are, which have labels, and whose they are."""
+"""Datalists: find the volumes in a folder, and the label and the subject of each volume."""
 
 import json
 import os
@@ -13,14 +13,15 @@ DICOM_MAGIC = slice(128, 132)
 
 @dataclass(frozen=True)
 class Datalist:
-    """Entries ``{"image": path, "label": path (if labelled), "subject": name}`` of a data set.
+    """The entries ``{"image": path, "label": path (if labelled), "subject": name}`` of a data set.
 
     Attributes:
-        folder: of the data set.
-        training: entries, with and without labels.
-        validation: labelled entries that the data set itself sets apart.
-        test: the same.
-        structures: label value to name without background; empty if the data set names none.
+        folder: folder of the data set.
+        training: entries with and without labels, including the unlabelled images of the validation and test lists.
+        validation: labelled entries of the data set's own validation list.
+        test: labelled entries of the data set's own test list.
+        structures: label values mapped to the names of the structures, without background; empty if the data set names
+            no structures.
     """
 
     folder: Path
@@ -33,21 +34,30 @@ class Datalist:
 def find_volumes(
     dataset_dir: str | Path, subjects: str | Path | None = None, subject_pattern: str | None = None
 ) -> Datalist:
-    """The volumes of a Decathlon folder, of ``imagesTr`` with or without ``labelsTr``, or of any tree.
+    """Find the volumes of a data set, with the label and the subject of each volume.
 
-    A tree may hold NIfTI, NRRD, MHA and MHD files, and folders of one DICOM series each. The subject of a volume is
-    its entry's key ``subject`` in ``dataset.json``, else its row in `subjects`, else group 1 of `subject_pattern` in
-    its name, else its name (where names repeat: its path below the folder).
+    The folder has one of three layouts: the Medical Segmentation Decathlon's, with ``dataset.json``; ``imagesTr``, with
+    or without ``labelsTr``; or any folder tree without labels. A tree may contain NIfTI, NRRD, MHA and MHD files, and
+    folders that hold one DICOM series each.
+
+    The subject of a volume is the key ``subject`` of the volume's entry in ``dataset.json``. Where this key is missing,
+    `subjects` gives the subject; without `subjects`, `subject_pattern` does; without either, the subject is the file
+    name without suffix. If any two volumes have the same file name, the path below `dataset_dir` takes the place of the
+    file name.
 
     Args:
-        dataset_dir: the folder.
-        subjects: a JSON of file name to subject.
-        subject_pattern: regular expression with a group.
+        dataset_dir: folder of the data set: a Decathlon folder, a folder with ``imagesTr``, or any tree of volumes.
+        subjects: path of a JSON file that maps the file name of each volume to a subject; None: `subject_pattern` or
+            the file name gives the subject.
+        subject_pattern: regular expression that is searched in the file name of each volume; its group 1 is the
+            subject. None: the file name without suffix is the subject, unless `subjects` is given.
 
     Raises:
-        FileNotFoundError: no such folder, no volume in it, or files that ``dataset.json`` names are missing.
-        ValueError: ``dataset.json`` or the table cannot be read, a name has no row or does not match, or a folder
-            holds several DICOM series.
+        FileNotFoundError: the folder does not exist or holds no volume, a file that ``dataset.json`` names is missing,
+            a label has no image, or the file `subjects` does not exist.
+        ValueError: ``dataset.json`` or the file `subjects` cannot be read, a file name has no row in `subjects` or does
+            not match `subject_pattern`, an image has several channels as separate files, or a folder holds several
+            DICOM series.
     """
     folder = Path(dataset_dir).resolve()
     if not folder.is_dir():
@@ -72,9 +82,10 @@ def find_volumes(
 
 
 def volumes_below(folder: Path) -> list[Path]:
-    """Volume files, and folders of one DICOM series, below a folder, in order; folders of labels are left out.
+    """List the volume files and the folders of one DICOM series below a folder, sorted by path.
 
-    Linked folders are followed, each folder is looked at once. DICOM is known by its content, whatever its name.
+    Hidden files, hidden folders and folders whose names begin with ``labels`` are left out. Links to folders are
+    followed, and each folder is visited once. A DICOM file is recognised by its content, not by its name.
     """
     found, seen = [], {folder.resolve()}
     for place, inner, names in os.walk(folder, followlinks=True):
@@ -91,10 +102,10 @@ def volumes_below(folder: Path) -> list[Path]:
 
 
 def one_series(folder: Path) -> str:
-    """The UID of the only DICOM series in a folder.
+    """Return the UID of the only DICOM series in a folder.
 
     Raises:
-        ValueError: several series, or none.
+        ValueError: the folder holds several DICOM series, or none.
     """
     import itk
 
@@ -109,19 +120,20 @@ def one_series(folder: Path) -> str:
 
 
 def stem(path: Path) -> str:
-    """The file's name without the suffixes of a volume."""
+    """Return the name of a volume file without its suffix, such as ``.nii.gz``."""
     ending = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
     return path.name[: len(path.name) - len(ending)]
 
 
 def volumes_to_segment(dataset_dir: str | Path | None = None) -> list[dict[str, str]]:
-    """Entries ``{"image": path}`` for inference: one file, or all volumes of a folder.
+    """List the volumes to segment, as entries ``{"image": path}``.
 
     Args:
-        dataset_dir: a file or a folder; None: the example population's test set.
+        dataset_dir: a volume file, or a folder whose volumes are all segmented; None: the test set of the example
+            population.
 
     Raises:
-        FileNotFoundError: neither a file nor a folder, or a folder without volumes.
+        FileNotFoundError: `dataset_dir` is neither a file nor a folder, or the folder holds no volume.
     """
     if dataset_dir is None:
         from medcl_monai.data.example.population import example_population
@@ -134,7 +146,10 @@ def volumes_to_segment(dataset_dir: str | Path | None = None) -> list[dict[str, 
 
 
 def results_root(dataset_dir: str | Path | None) -> str:
-    """The folder whose inner folders results keep, so that none replaces another's of the same name; "" for none."""
+    """Return the folder whose subfolders are repeated in the output folder; "" if `dataset_dir` is None.
+
+    The repeated subfolders keep apart the results of volumes that have the same file name.
+    """
     if dataset_dir is None:
         return ""
     place = Path(dataset_dir).resolve()
@@ -142,7 +157,7 @@ def results_root(dataset_dir: str | Path | None) -> str:
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.name.upper() == "DICOMDIR" or not path.is_file():  # a table of contents, no slice
+    if path.name.upper() == "DICOMDIR" or not path.is_file():  # a table of contents, not a slice
         return False
     with path.open("rb") as file:
         return file.read(DICOM_MAGIC.stop)[DICOM_MAGIC] == b"DICM"
@@ -155,14 +170,14 @@ def _decathlon(folder: Path) -> tuple[dict[str, list[dict]], dict[str, str]]:
     for name in parts:
         for entry in _entries(content.get(name, []), file, name):
             listed = {key: str(folder.absolute() / entry[key]) for key in ("image", "label") if entry.get(key)}
-            # an unlabelled test or validation image can only serve pre-training
+            # a test or validation image without a label is of use in pre-training only
             part = name if "label" in listed else "training"
             parts[part].append({**listed, **({"subject": entry["subject"]} if "subject" in entry else {})})
     missing = [path for part in parts.values() for entry in part for path in _files(entry) if not Path(path).exists()]
     if missing:
         raise FileNotFoundError(f"{file} names {len(missing)} files that do not exist, first {missing[:3]}")
     labels = content.get("labels", {})
-    # the Decathlon maps value to name, nnU-Net name to value
+    # the Decathlon maps values to names, nnU-Net maps names to values
     pairs = [(key, name) if str(key).isdigit() else (name, key) for key, name in labels.items()]
     return parts, {str(key): str(name) for key, name in pairs if str(key).isdigit() and int(key) > 0}
 
@@ -182,7 +197,7 @@ def _files(entry: Mapping[str, str]) -> list[str]:
 def _pairs(folder: Path) -> list[dict[str, str]]:
     labels = {stem(path): str(path) for path in volumes_below(folder / "labelsTr")}
     images = volumes_below(folder / "imagesTr")
-    # nnU-Net numbers the channels of an image: case_0000.nii.gz has the label case.nii.gz
+    # nnU-Net appends the channel number to the name of an image: the label of case_0000.nii.gz is case.nii.gz
     name = {path: stem(path) if stem(path) in labels else stem(path).removesuffix("_0000") for path in images}
     if others := [path for path in images if (own := re.fullmatch(r"(.+)_\d{4}", stem(path))) and own[1] in labels
                   and name[path] not in labels]:
@@ -220,11 +235,11 @@ def _subject_names(
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object in a file.
+    """Read a JSON object from a file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a JSON object.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not hold a JSON object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")

@@ -1,4 +1,4 @@
-"""What is in a data set, and which knobs fit it."""
+"""Statistics of a data set, and the knobs that are suggested for the data set."""
 
 import math
 from collections.abc import Mapping
@@ -12,17 +12,18 @@ from tqdm import tqdm
 from medcl_monai.data.datalist import find_volumes
 
 SLICE_AXIS = 2
-PRETRAINING = ("pixel_spacing", "sample_size")  # knobs of pretrain.json; the spacing is one of every config
+PRETRAINING = ("pixel_spacing", "sample_size")  # suggested for pretrain.json; the other configs have pixel_spacing too
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a bundle asks of the pixels that it is given.
+    """What a bundle requires of the pixel grid of its images.
 
     Attributes:
-        extent: pixels that should hold a slice in pre-training.
-        multiple: sides of the region of interest are multiples of it.
-        sampled: whether its views are taken from larger samples, which then hold the slices (knob sample_size).
+        extent: side of the square, in pixels, into which slices should fit in pre-training.
+        multiple: the sides of the region of interest, in pixels, must be multiples of this number.
+        sampled: whether the views are cropped from larger samples; if so, slices should fit into a sample, whose size
+            is the knob ``sample_size``.
     """
 
     extent: int = 128
@@ -32,19 +33,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Figures of a data set.
+    """Statistics of a data set, and suggested knobs.
 
     Attributes:
-        folder: of the data set.
+        folder: folder of the data set.
         volumes: number of volumes.
-        subjects: number of people.
+        subjects: number of subjects.
         labelled: number of labelled volumes.
-        sizes: (volumes, 3) voxels, after orientation to RAS.
-        spacings: (volumes, 3) mm.
-        intensities: percentiles 0.5, 50, 99.5 of each volume, (volumes, 3).
-        shares: label value to share of all labelled voxels.
-        structures: label value to name, without background.
-        knobs: suggested for a bundle: structures, pixel_spacing, roi_size.
+        sizes: size of each volume in voxels after orientation to RAS, (volumes, 3).
+        spacings: voxel spacing of each volume in mm after orientation to RAS, (volumes, 3).
+        intensities: percentiles 0.5, 50 and 99.5 of the intensities of each volume, (volumes, 3).
+        shares: label values mapped to their share of the voxels of all labels, 0 to 1.
+        structures: label values mapped to the names of the structures, without background.
+        knobs: names of the suggested knobs mapped to their values: structures (if the data set has any), pixel_spacing,
+            roi_size and, for a bundle with samples larger than the views, sample_size.
     """
 
     folder: str
@@ -83,20 +85,24 @@ class Inspection:
 def inspect_dataset(
     dataset_dir: str | Path, subjects: str | None = None, subject_pattern: str | None = None, grid: Grid = Grid()
 ) -> Inspection:
-    """Read every volume once; sizes, spacings, intensities, structures and the suggested knobs.
+    """Read every volume once, and return the statistics of the data set and the suggested knobs.
 
-    The suggested pixel spacing is the smallest of 0.25·2^k mm at which the 95th percentile of the extent within axial
-    slices fits the bundle's view; the region of interest is the smallest of its multiples that holds the slices.
+    The suggested pixel spacing is the smallest of the values 0.25·2^k mm at which the 95th percentile of the side
+    lengths of the axial slices fits into `grid.extent` pixels. The suggested region of interest is the smallest that
+    holds all axial slices and whose sides are multiples of `grid.multiple`.
 
     Args:
-        dataset_dir: see `find_volumes`.
-        subjects: see `find_volumes`.
-        subject_pattern: see `find_volumes`.
-        grid: of the bundle that the knobs are for.
+        dataset_dir: folder of the data set: a Decathlon folder, a folder with ``imagesTr``, or any tree of volumes.
+        subjects: path of a JSON file that maps the file name of each volume to a subject; None: `subject_pattern` or
+            the file name gives the subject.
+        subject_pattern: regular expression that is searched in the file name of each volume; its group 1 is the
+            subject. None: the file name without suffix is the subject, unless `subjects` is given.
+        grid: what the bundle for which the knobs are suggested requires of the pixel grid.
 
     Raises:
-        FileNotFoundError: see `find_volumes`.
-        ValueError: a volume cannot be read.
+        FileNotFoundError: the folder does not exist or holds no volume, or a file of the data set is missing.
+        ValueError: a volume cannot be read, a label has another size than its image, or `subjects` or `subject_pattern`
+            does not fit the file names.
     """
     listed = find_volumes(dataset_dir, subjects, subject_pattern)
     entries = [*listed.training, *listed.validation, *listed.test]
@@ -132,7 +138,7 @@ def inspect_dataset(
 
 
 def suggest_spacing(extent: float, pixels: int = 128) -> float:
-    """The smallest of 0.25·2^k mm, k a whole number, at which `extent` mm fit so many pixels."""
+    """Return the smallest spacing 0.25·2^k mm, k a whole number, at which `extent` mm fit into `pixels` pixels."""
     return 0.25 * 2.0 ** math.ceil(math.log2(extent / pixels / 0.25) - 1e-9)
 
 

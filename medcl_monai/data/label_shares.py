@@ -1,4 +1,4 @@
-"""How the training labels' voxels are shared among the classes."""
+"""Shares of the classes among the voxels of the training labels."""
 
 import logging
 
@@ -15,10 +15,17 @@ logger = logging.getLogger(__name__)
 
 @knob_types
 def label_shares(dataset: SliceDataset, num_classes: int) -> Float[Tensor, " classes"]:
-    """Share of each class among all voxels of the labels; a class without any counts as one voxel.
+    """Compute the share of each class among the voxels of all labels.
+
+    A class without any voxel counts as one voxel, so every share is above 0.
+
+    Args:
+        dataset: labelled samples.
+        num_classes: number of classes, background included; every label value must be below this number.
 
     Raises:
-        ValueError: no labels, or a label value of `num_classes` or more, with its file.
+        ValueError: an entry has no label; or a label holds a value of `num_classes` or more, and the error names its
+            file.
     """
     if any("label" not in entry for entry in dataset.data):
         raise ValueError("label_shares: entries without a label cannot be trained on")

@@ -1,4 +1,4 @@
-"""An endless stream of batches that can start anywhere: batch k depends on (seed, rank, k) alone."""
+"""An endless stream of batches that can start at any batch: batch k depends only on the seed, the rank and k."""
 
 from collections.abc import Iterator
 
@@ -14,21 +14,24 @@ from medcl_monai.seeding import derive_seed
 
 
 class StreamSampler(Sampler):
-    """Batches of (item, item seed): permutation after permutation, or weighted draws with replacement.
+    """Yields batches of pairs (item, seed of the item) without end.
 
-    Without weights each process takes its own part of every permutation; batches are always full.
+    Without weights, the items come in random order, one permutation of all items after another, and each process takes
+    its own part of every permutation. With weights, the items are drawn at random with replacement. Every batch is
+    full.
 
     Args:
-        length: number of items.
-        batch_size: items per batch and process.
-        seed: of the stream.
-        weights: how often each item is drawn against the others; None: all once per permutation.
+        length: number of items, at least 1.
+        batch_size: number of items per batch and process, at least 1.
+        seed: seed of the order of the items and of the items' own seeds.
+        weights: relative frequency with which each item is drawn, 0 or more; None: every item occurs once per
+            permutation.
 
     Attributes:
-        start: number of the batch that the next iteration begins with.
+        start: number of the batch with which the next iteration begins, counted from 0.
 
     Raises:
-        ValueError: no items, a batch size below 1, or weights that are negative, all 0 or not one per item.
+        ValueError: `length` or `batch_size` is below 1, or `weights` are negative, all 0, or not one per item.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class StreamSampler(Sampler):
             number += 1
 
     def batch(self, number: int) -> list[tuple[int, int]]:
-        """Batch `number` of this process, counted from 0."""
+        """Return batch `number` of this process, counted from 0."""
         if self.weights is None:
             first = (number * world_size() + rank()) * self.batch_size
             items = [self._item(first + k) for k in range(self.batch_size)]
@@ -75,17 +78,19 @@ def sample_loader(
     weights: Float[Tensor, " items"] | None = None,
     num_workers: int = 0,
 ) -> DataLoader:
-    """An endless loader of batches for `Trainer` and `Pretrainer`, the same with any number of workers.
+    """Make an endless loader of batches for `Trainer` and `Pretrainer`.
+
+    The batches are the same with any number of workers.
 
     Args:
-        dataset: of samples.
-        batch_size: per process, at least 2: batch norm needs as many.
-        seed: of the stream.
-        weights: see `StreamSampler`.
-        num_workers: processes that load.
+        dataset: the samples, slices (2D) or crops (3D).
+        batch_size: number of samples per batch and process, at least 2, because batch normalisation needs two samples.
+        seed: seed of the order of the samples, and of the random crop and the augmentation of each sample.
+        weights: relative frequency with which each sample is drawn, 0 or more; None: every sample occurs once per pass.
+        num_workers: number of worker processes that load samples; 0: the main process loads the samples.
 
     Raises:
-        ValueError: a batch size below 2.
+        ValueError: `batch_size` is below 2.
     """
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2 (batch norm, and contrast, need as many), got {batch_size}")
@@ -102,10 +107,15 @@ def sample_loader(
 
 @knob_types
 def foreground_weights(dataset: SliceDataset, empty_slice_weight: float) -> Float[Tensor, " items"]:
-    """Weight 1 for items with foreground, `empty_slice_weight` for the others.
+    """Return weights for drawing samples: 1 for samples with foreground, `empty_slice_weight` for all other samples.
+
+    Args:
+        dataset: labelled samples.
+        empty_slice_weight: how often a sample without foreground is drawn, relative to a sample with foreground; 0 or
+            more. 0: such samples are never drawn; 1: all samples are drawn equally often.
 
     Raises:
-        ValueError: a negative weight, or weight 0 where no item has foreground.
+        ValueError: `empty_slice_weight` is negative, or is 0 although no sample has foreground.
     """
     if empty_slice_weight < 0:
         raise ValueError(f"empty_slice_weight must be 0 or more, got {empty_slice_weight}")

@@ -1,4 +1,4 @@
-"""Samples for training: slices (2D) or crops (3D) of volumes, with position and subject."""
+"""Samples for training: 2D slices or 3D crops of volumes, each with its position and its subject."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,25 +15,33 @@ from medcl_monai.knobs import knob_types
 
 
 class SliceDataset(Dataset):
-    """Slices of volumes perpendicular to an axis, or one crop per volume in 3D; each padded or cropped to one size.
+    """Slices of volumes perpendicular to one axis (2D), or one random crop per volume (3D), all of the same size.
 
-    An item is ``{"image": (C, *S) float32, "label": (1, *S) uint8, "position": float64, "subject": int64}``, plain
-    tensors; ``label`` where the entries have one. `position` is (k + 0.5)/D of slice k of D (3D: of the crop's centre,
-    along `slice_axis`), `subject` the place among the sorted names. Too small samples are padded evenly with the
-    volume's minimum (label 0), too large ones cropped at a random place.
+    An item is ``{"image": (C, *S) float32, "label": (1, *S) uint8, "position": float64, "subject": int64}``, all plain
+    tensors. An item has a ``label`` if its entry has one. The ``position`` of slice k of D slices is (k + 0.5)/D; the
+    ``position`` of a 3D crop is that of the crop's centre along `slice_axis`, as a share of the volume's length.
+    ``subject`` is the index of the subject among the sorted names of all subjects.
+
+    An image smaller than `size` is padded evenly with the minimum of the volume, and its label with 0. An image larger
+    than `size` is cropped at a random place.
 
     Args:
-        data: entries with ``image``, perhaps ``label``, perhaps ``subject`` (else the file is the subject).
-        preprocessing: MONAI dictionary transforms that load, orient, resample and normalise; run once and cached.
-        size: of the samples, pixels or voxels, `spatial_dims` entries.
-        spatial_dims: 2 or 3.
-        slice_axis: 0, 1 or 2.
-        augmentation: MONAI dictionary transforms with randomness, or None; seeded for each item.
-        blank: whether slices that hold one value throughout, as beside the body, are samples too; 2D only.
-        cache_dir: of the volumes; None: the package's cache folder.
+        data: entries with the key ``image`` and optionally ``label`` and ``subject``; without ``subject``, each image
+            file is a subject of its own.
+        preprocessing: MONAI dictionary transforms without randomness that load, orient, resample and normalise a
+            volume; they run once, and the result is cached.
+        size: size of the samples in pixels (2D) or voxels (3D) after resampling, one number per axis; smaller images
+            are padded, larger images are cropped at a random place.
+        spatial_dims: number of spatial axes of the samples: 2 (slices) or 3 (crops).
+        slice_axis: axis that the slices are perpendicular to: 0, 1 or 2 for x, y or z; in 3D, the axis along which
+            positions are measured.
+        augmentation: MONAI dictionary transforms with randomness, seeded for each item; None: no augmentation.
+        blank: whether slices with one value throughout, such as slices beside the body, are samples too; 2D only.
+        cache_dir: folder of the cached volumes; None: the folder ``volumes`` in the package's cache folder.
 
     Raises:
-        ValueError: no entries, sizes that do not fit, or volumes that cannot be used (see `check_loaded`).
+        ValueError: `data` is empty; `size`, `spatial_dims` or `slice_axis` is out of range; or a volume cannot be used,
+            for one of the reasons that `check_loaded` lists.
     """
 
     @knob_types
@@ -76,7 +84,7 @@ class SliceDataset(Dataset):
 
     @property
     def foreground(self) -> Tensor:
-        """Whether each item has any label above 0 (bool, one per item)."""
+        """Whether each item has a label value above 0: a bool tensor with one element per item."""
         found = []
         for paths in self.paths:
             label = np.load(paths["label"], mmap_mode="r")[0] > 0
@@ -85,12 +93,12 @@ class SliceDataset(Dataset):
         return torch.tensor([bool(found[volume][place]) for volume, place in self.items])
 
     def _content(self, path: Path) -> np.ndarray:
-        """Whether each slice of a volume holds more than one value (bool, one per slice)."""
+        """Return whether each slice of a volume holds more than one value: a bool array with one element per slice."""
         image = np.moveaxis(np.load(path, mmap_mode="r"), 1 + self.slice_axis, 0)
         return image.max((1, 2, 3)) > image.min((1, 2, 3))
 
     def label_counts(self) -> list[np.ndarray]:
-        """Voxels of each label value 0 to 255, per entry."""
+        """Count the voxels of each label value from 0 to 255, and return one array of 256 counts per entry."""
         return [np.bincount(np.load(paths["label"]).ravel(), minlength=256) for paths in self.paths]
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Tensor]:
@@ -132,7 +140,7 @@ class SliceDataset(Dataset):
 
 
 def plain(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values without MONAI's bookkeeping, in the type that they had before augmentation."""
+    """Convert a tensor to a plain tensor of type `dtype`, without MONAI's metadata."""
     return torch.as_tensor(value).as_subclass(Tensor).to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""Who is pre-trained on, trained on, validated and tested on: by person, by hash, nested."""
+"""Reproducible splits of a data set by subject, for pre-training, training, validation and test."""
 
 import hashlib
 import json
@@ -20,14 +20,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """Lists of entries; nobody is in two of `training`, `validation` and `test`.
+    """Lists of entries; no subject is in two of the lists `training`, `validation` and `test`.
 
     Attributes:
-        pretraining: images of the pool and of unlabelled subjects, without labels.
-        training: labelled entries of the first `label_fraction` of the pool.
-        validation: labelled.
-        test: labelled.
-        structures: label value to name; empty if the data set names none.
+        pretraining: images of all subjects outside `validation` and `test`, without labels.
+        training: labelled entries of the labelled subjects outside `validation` and `test`, limited to the first
+            `label_fraction` of these subjects.
+        validation: labelled entries of the validation subjects.
+        test: labelled entries of the test subjects.
+        structures: label values mapped to the names of the structures; empty if the data set names no structures.
     """
 
     pretraining: list[dict[str, str]]
@@ -37,7 +38,7 @@ class Split:
     structures: dict[str, str]
 
     def write(self, path: str | Path) -> None:
-        """Write the lists as JSON beside a run; nothing on other processes than the first."""
+        """Write the lists to a JSON file; only the first process writes."""
         if rank() != 0:
             return
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -52,23 +53,31 @@ def split_dataset(
     subjects: str | Path | None = None,
     subject_pattern: str | None = None,
 ) -> Split:
-    """Split a data set by subject; the same seed and subjects give the same split, on every machine.
+    """Split a data set by subject; the same seed and subjects give the same split on every machine.
 
-    Where ``dataset.json`` has a labelled validation or test list, it is taken. What is missing is drawn from the other
-    labelled subjects, ordered by the sha256 of seed and name: 30 % of them test, 10 % and at least 2 validation, the
-    rest is the pool. Small fractions are inside larger ones. Subjects without any label belong to pre-training.
+    A labelled validation or test list in ``dataset.json`` is used as it is. Where a list is missing, its subjects are
+    taken from the other labelled subjects, ordered by the sha256 of seed and name: 30 % of these subjects (at least 1)
+    for test, 10 % (at least 2) for validation. The remaining labelled subjects are the pool, and the first of the pool
+    keep their labels. So the training subjects of a small `label_fraction` are also training subjects of a larger one.
+    Subjects without any label are used in pre-training only.
 
     Args:
-        dataset_dir: see `find_volumes`; None: the example population.
-        split_seed: of the order.
-        label_fraction: share of the pool's labelled subjects that keep their labels, above 0 to 1; at least one does.
-        subjects: see `find_volumes`.
-        subject_pattern: see `find_volumes`.
+        dataset_dir: folder of the data set: a Decathlon folder, a folder with ``imagesTr``, or any tree of volumes;
+            None: the example population.
+        split_seed: seed of the order in which subjects are assigned to test, validation and pool.
+        label_fraction: share of the labelled subjects outside test and validation that keep their labels, above 0, at
+            most 1; at least one subject keeps its labels.
+        subjects: path of a JSON file that maps the file name of each volume to a subject; None: `subject_pattern` or
+            the file name gives the subject.
+        subject_pattern: regular expression that is searched in the file name of each volume; its group 1 is the
+            subject. None: the file name without suffix is the subject, unless `subjects` is given.
 
     Raises:
-        FileNotFoundError: see `find_volumes`.
-        ValueError: `label_fraction` out of range, too few labelled subjects (4 where no list is given), a subject in
-            two lists of ``dataset.json``, or a test image that is also, byte for byte, an image of the pool.
+        FileNotFoundError: the folder does not exist or holds no volume, or a file of the data set is missing.
+        ValueError: `label_fraction` is out of range; there are too few labelled subjects (fewer than 4 if
+            ``dataset.json`` gives no list); a subject is in two lists of ``dataset.json``; an image outside test and
+            validation is, byte for byte, a test or validation image; or `subjects` or `subject_pattern` does not fit
+            the file names.
     """
     if not 0 < label_fraction <= 1:
         raise ValueError(f"label_fraction must be above 0, to 1, got {label_fraction}")
@@ -95,12 +104,12 @@ def split_dataset(
 
 
 def _held_out(listed: Datalist, seed: int) -> dict[str, set[str]]:
-    """Subjects of validation and test: the data set's own lists, and what these lack from the other labelled people."""
+    """Return the validation and test subjects; a list that the data set lacks is drawn from the labelled subjects."""
     held = {name: {entry["subject"] for entry in getattr(listed, name)} for name in ("test", "validation")}
     labelled = {entry["subject"] for entry in listed.training if "label" in entry}
     if twice := (held["validation"] & held["test"]) | (labelled & (held["validation"] | held["test"])):
         raise ValueError(f"{listed.folder / 'dataset.json'} has subjects in two lists: {sorted(twice)[:5]}")
-    if not labelled:  # nothing to train on: volumes for pre-training, or to be scored
+    if not labelled:  # without labels to train on, the volumes are for pre-training or for evaluation
         return held
     rest = ordered(labelled, seed)
     wanted = {
@@ -119,19 +128,19 @@ def _held_out(listed: Datalist, seed: int) -> dict[str, set[str]]:
 
 
 def ordered(subjects: Iterable[str], seed: int) -> list[str]:
-    """Subjects in the order of the sha256 of seed and name."""
+    """Sort subjects by the sha256 of seed and name."""
     return sorted(subjects, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
 
 
 def nearest(number: float) -> int:
-    """The nearest integer, halves up."""
+    """Round a number to the nearest integer; halves are rounded up."""
     return int(number + 0.5)
 
 
 def refuse_copies(pool: Sequence[dict[str, str]], held_out: Sequence[dict[str, str]]) -> None:
-    """Raise ValueError if an image of the pool is, byte for byte, one that is held out.
+    """Raise ValueError if an image of the pool is, byte for byte, a held-out image.
 
-    Only volumes of equal size are read.
+    Only images whose files have the same size in bytes are read.
     """
     sizes: dict[int, list[Path]] = {}
     for entry in held_out:

@@ -1,4 +1,4 @@
-"""Whole volumes for validation, test and inference."""
+"""A dataset of whole volumes for validation, test and inference."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,14 +8,14 @@ from medcl_monai.data.cache import check_loaded
 
 
 class VolumeDataset(Dataset):
-    """Entries ``{"image": …, "label": …}`` through MONAI dictionary transforms, with an error that names the file.
+    """Loads entries ``{"image": …, "label": …}`` through MONAI dictionary transforms; an error names the file.
 
     Args:
         data: the entries.
-        transform: loads, orients, resamples and normalises one entry.
+        transform: transform that loads, orients, resamples and normalises one entry.
 
     Raises:
-        ValueError: on access, for what `check_loaded` refuses.
+        ValueError: on access to an entry whose image or label cannot be used; `check_loaded` lists the reasons.
     """
 
     def __init__(self, data: Sequence[dict], transform: Callable[[dict], dict]) -> None:

@@ -1,1 +1,1 @@
-"""Figures and pictures of embeddings and segmentations."""
+"""Figures (numbers) that describe embeddings, and pictures of embeddings and segmentations."""

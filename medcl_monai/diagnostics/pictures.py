@@ -1,4 +1,7 @@
-"""Pictures of views, similarity, spectra and segmentations; figures without global state, so threads may draw."""
+"""Pictures of views, similarities, spectra and segmentations.
+
+The functions use no global state of Matplotlib, so that several threads may draw at the same time.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-COLOURS = ("#e69f00", "#56b4e9", "#d55e00", "#f0e442", "#cc79a7", "#009e73", "#0072b2")  # Okabe and Ito
+COLOURS = ("#e69f00", "#56b4e9", "#d55e00", "#f0e442", "#cc79a7", "#009e73", "#0072b2")  # palette of Okabe and Ito
 
 
 def overlay_picture(
@@ -21,14 +24,14 @@ def overlay_picture(
     path: str | Path,
     structures: Mapping[str, str],
 ) -> None:
-    """One slice: the image, its label, and what each network predicts, side by side with a legend.
+    """Draw one slice: the image, the label and the prediction of each network side by side, with a legend.
 
     Args:
-        image: (X, Y) intensities.
-        label: (X, Y) label values.
-        predictions: name of a network to its label map (X, Y).
-        path: of the PNG.
-        structures: label value to name.
+        image: intensities of the slice, (X, Y).
+        label: label values of the slice, (X, Y).
+        predictions: label map (X, Y) of each network, by the name of the network.
+        path: PNG file that is written.
+        structures: name of each structure, by its label value.
     """
     values = [int(value) for value in structures]
     colours = {value: COLOURS[k % len(COLOURS)] for k, value in enumerate(values)}
@@ -45,10 +48,10 @@ def overlay_picture(
 
 
 def views_picture(views: Mapping[str, Tensor]) -> Figure:
-    """The views of some samples: a row for each sample, a column for each view.
+    """Draw the views of some samples: one row for each sample, one column for each view.
 
     Args:
-        views: name to images (B, *S); of volumes the middle slice is drawn.
+        views: images (B, *S) of each view, by the name of the view; of a volume, the middle slice is drawn.
     """
     samples = len(next(iter(views.values())))
     figure, axes = _axes(samples, len(views), 1.8)
@@ -60,23 +63,25 @@ def views_picture(views: Mapping[str, Tensor]) -> Figure:
 
 
 def similarity_map(feature_map: Tensor, voxel: Sequence[int]) -> Tensor:
-    """Cosine similarity of every cell of a map (C, *S) to the cell `voxel`, (*S), -1 to 1.
+    """Return the cosine similarity, -1 to 1, of every position of a map (C, *S) to the position `voxel`, as (*S).
 
     Raises:
-        IndexError: the cell lies outside of the map.
+        IndexError: `voxel` lies outside the map.
     """
     unit = F.normalize(feature_map.detach().float(), dim=0)
     return (unit * unit[(slice(None), *voxel)][(..., *(None for _ in voxel))]).sum(0)
 
 
 def similarity_picture(image: Tensor, feature_map: Tensor, voxel: Sequence[int], path: str | Path) -> None:
-    """Where the encoder sees the same as at a chosen place: the image, and the similarity enlarged to its grid.
+    """Draw where the features are similar to the features at a chosen place: the image beside the similarity map.
+
+    The similarity map is enlarged to the grid of the image.
 
     Args:
-        image: (*S); of a volume the slice of `voxel` is drawn.
-        feature_map: (C, *s) of the same field of view.
-        voxel: the place in the image's grid.
-        path: of the PNG.
+        image: intensities (*S); of a volume, the slice that contains `voxel` is drawn.
+        feature_map: features (C, *s) of the same field of view.
+        voxel: the chosen place, as indices into the grid of the image.
+        path: PNG file that is written.
     """
     size = image.shape
     cell = [place * small // large for place, small, large in zip(voxel, feature_map.shape[1:], size, strict=True)]
@@ -94,10 +99,10 @@ def similarity_picture(image: Tensor, feature_map: Tensor, voxel: Sequence[int],
 
 
 def spectrum_picture(spectra: Mapping[str, Tensor]) -> Figure:
-    """Singular values of embeddings relative to the largest, on a log scale.
+    """Draw the singular values of embeddings relative to the largest value, on a log scale.
 
     Args:
-        spectra: name to singular values, largest first (see `spectrum`).
+        spectra: singular values of each embedding, largest first, by the name of the embedding.
     """
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axis = figure.add_subplot()

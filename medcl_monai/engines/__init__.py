@@ -1,1 +1,1 @@
-"""The one training loop, its two ends, and the state of a run."""
+"""The training loop, its two versions for pre-training and for training with labels, and the state of a run."""

@@ -1,4 +1,4 @@
-"""Batches, losses and outputs in the forms that the engines and their handlers read."""
+"""Functions that convert batches, losses and outputs to the forms that the engines and their handlers read."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,14 @@ import torch
 from monai.data import MetaTensor, decollate_batch
 from torch import Tensor
 
-SAMPLED = ("image", "label", "pred")  # what an iteration leaves for each sample of its batch
+SAMPLED = ("image", "label", "pred")  # values that are split into samples; the samples share all others
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool = False) -> dict[str, Tensor]:
-    """The batch on the device.
+    """Move the tensors of a batch to the device.
 
     Raises:
-        ValueError: it holds a MetaTensor, whose bookkeeping fails in the middle of the mathematics.
+        ValueError: the batch holds a MetaTensor, whose handling of metadata fails in the middle of the computation.
     """
     for name, value in batch.items():
         if isinstance(value, MetaTensor):
@@ -22,17 +22,17 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device, non_blocking: b
 
 
 def per_sample(whole: Mapping[str, object]) -> list[dict[str, object]]:
-    """One dict per sample with its ``image``, ``label`` and ``pred``; all share what is of the whole batch."""
+    """Return one dict per sample with its ``image``, ``label`` and ``pred``; all dicts share the remaining values."""
     shared = {name: value for name, value in whole.items() if name not in SAMPLED}
     parts = {name: value for name, value in whole.items() if name in SAMPLED}
     return [{**part, **shared} for part in decollate_batch(parts, detach=True)]
 
 
 def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A loss as named terms; a scalar is the term ``loss``.
+    """Return a loss as a dict of named terms; a scalar loss becomes the term ``loss``.
 
     Raises:
-        ValueError: no terms, or one that is no scalar.
+        ValueError: the loss has no terms, or a term is not a scalar.
     """
     terms = {"loss": loss} if isinstance(loss, Tensor) else dict(loss)
     if not terms:
@@ -44,7 +44,7 @@ def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def detached(values: object) -> object:
-    """Tensors without their graph, in dicts and lists as deep as they go; what is no tensor stays.
+    """Detach all tensors in nested dicts and lists from the graph; other values stay as they are.
 
     Example:
         >>> weight = torch.ones(1, requires_grad=True)

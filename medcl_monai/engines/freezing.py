@@ -1,4 +1,4 @@
-"""An encoder that stands still at the beginning of a training."""
+"""Freezing of an encoder in the first epochs of training."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,16 @@ from medcl_monai.knobs import knob_types
 
 
 class FrozenEncoder:
-    """Keeps an encoder still in the first epochs: its tensors do not move, and its norm layers stay in `eval`.
+    """Freezes an encoder in the first epochs: the tensors do not change, and the norm layers stay in `eval`.
 
     Args:
-        network: the network, wrapped for several processes or not.
-        prefixes: beginnings of the names of the encoder's tensors.
-        epochs: number of first epochs in which the encoder does not move; 0: the encoder is never frozen.
+        network: the network, plain or wrapped in DistributedDataParallel.
+        prefixes: prefixes of tensor names; a tensor belongs to the encoder if its name begins with one of the prefixes.
+        epochs: number of epochs, from the first epoch on, in which the encoder is frozen; 0: the encoder is never
+            frozen.
 
     Raises:
-        ValueError: `epochs` is negative, or no trained tensor begins with one of the prefixes.
+        ValueError: `epochs` is negative, or no trained tensor has a name that begins with one of the prefixes.
     """
 
     @knob_types
@@ -26,7 +27,7 @@ class FrozenEncoder:
             raise ValueError(f"FrozenEncoder: epochs must be 0 or more, got {epochs}")
         self.epochs, beginnings = epochs, tuple(prefixes)
         plain = bare(network)
-        # several processes need the gradient of each parameter in each step, so only a bare network may lose some
+        # DistributedDataParallel needs the gradient of every parameter in every step; a bare network does not
         self._may_drop_gradients = plain is network
         self._modules = [module for name, module in plain.named_modules() if f"{name}.".startswith(beginnings)]
         named = [parameter for name, parameter in plain.named_parameters() if name.startswith(beginnings)]
@@ -36,11 +37,11 @@ class FrozenEncoder:
             raise ValueError(f"freeze_encoder_epochs: no trained tensor begins with one of {beginnings}, as {first!r}")
 
     def holds(self, epoch: int) -> bool:
-        """Whether the encoder stands still in this epoch, counted from 1."""
+        """Return whether the encoder is frozen in this epoch, counted from 1."""
         return epoch <= self.epochs
 
     def set_modes(self, epoch: int) -> None:
-        """Put the norm layers of a frozen encoder into `eval`; its parameters lose or get back their gradients."""
+        """Put a frozen encoder into `eval` and switch its gradients off; afterwards, switch the gradients on."""
         if self.holds(epoch):
             for module in self._modules:
                 module.eval()
@@ -49,7 +50,7 @@ class FrozenEncoder:
                 parameter.requires_grad_(not self.holds(epoch))
 
     def drop_gradients(self, epoch: int) -> None:
-        """Hide the gradients of a frozen encoder from the optimiser, and from the norm that is clipped."""
+        """Remove the gradients of a frozen encoder, so that the optimiser and the gradient clipping ignore them."""
         if self.holds(epoch):
             for parameter in self._parameters:
                 parameter.grad = None

@@ -1,4 +1,4 @@
-"""The one training loop: what `Trainer` and `Pretrainer` share."""
+"""The training loop that `Trainer` and `Pretrainer` share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,40 +22,47 @@ from medcl_monai.knobs import knob_types
 from medcl_monai.networks.statistics import require_statistics
 from medcl_monai.seeding import derive_seed
 
-FINITE_INTERVAL = 20  # iterations between two looks at the loss on an accelerator, where a look waits for the device
+# iterations between two checks of the loss on an accelerator, where each check waits for the device
+FINITE_INTERVAL = 20
 
 
 class TrainingLoop(SupervisedTrainer, ABC):
-    """MONAI's supervised trainer with an iteration of our own: dict losses, accumulation, clipping, exact resuming.
+    """Extends MONAI's supervised trainer: losses of several terms, gradient accumulation, clipping, exact resuming.
 
-    All randomness of iteration k (its samples, augmentation, views, dropout) comes from (seed, rank, k), so a resumed
-    run goes on bit for bit on a CPU, given a loader of `sample_loader`. ``state.output`` is a list of one dict with
-    ``loss``, ``terms``, ``output`` (the network's dict, without its graph), ``target`` and what the subclass records.
-    ``state.optimizer_steps`` counts optimiser steps; an iteration is one batch.
+    All random numbers of iteration k (samples, augmentation, views, dropout) are derived from (seed, rank, k). On a CPU
+    and with a loader from `sample_loader`, a resumed run therefore equals a run without interruption, bit for bit.
+    ``state.output`` is a list of one dict with ``loss``, ``terms``, ``output`` (the output dict of the network,
+    detached from the graph), ``target`` and the values that the subclass records. ``state.optimizer_steps`` is the
+    number of optimiser steps that are done; an iteration is one batch.
 
     Args:
-        device: where the network is.
-        max_epochs: number of epochs.
-        train_data_loader: an endless loader from `sample_loader`, or any loader of dicts of plain tensors.
-        network: the network, wrapped for several processes or not.
-        optimizer: of its parameters.
-        loss_function: of (output, target): a scalar, or a dict of named, weighted terms.
-        epoch_length: iterations per epoch (see `epoch_length`); None: the loader's length.
-        inferer: runs the network on a batch; None: one plain call.
-        postprocessing: MONAI transforms of each sample's ``pred`` and ``label``, for the metrics.
-        key_train_metric: name to metric of the training samples.
-        train_handlers: MONAI or Ignite handlers, in any order.
-        amp: forward pass in bfloat16 autocast, on any device. Losses leave autocast.
-        clip: largest norm of the gradient; None: no clipping.
-        accumulation: batches per optimiser step.
-        seed: of all randomness.
-        resume: a checkpoint, or a folder whose newest whole one is taken, at the first `run`; None: start anew.
-        frozen: an encoder that stands still in the first epochs; None: everything learns.
+        device: device on which the network runs, such as ``cpu`` or ``cuda:0``.
+        max_epochs: number of epochs of the run.
+        train_data_loader: endless loader from `sample_loader`, or any loader of dicts of plain tensors.
+        network: the network, plain or wrapped in DistributedDataParallel.
+        optimizer: optimiser of the parameters of the network.
+        loss_function: function of (output, target) that returns a scalar, or a dict of named, weighted terms, which are
+            summed.
+        epoch_length: number of iterations per epoch, a multiple of `accumulation`; None: the length of the loader.
+        inferer: inferer that runs the network on a batch; None: the network is called once.
+        postprocessing: MONAI transforms that are applied to ``pred`` and ``label`` of each sample before the metrics;
+            None: no transforms.
+        key_train_metric: metric of the training samples, by name; None: no metric.
+        train_handlers: MONAI or Ignite handlers, in any order; None: no handlers.
+        amp: whether the forward pass runs in bfloat16 autocast, on any device; the losses of this package are computed
+            outside autocast.
+        clip: largest norm of the gradient, above 0; a larger gradient is scaled down to this norm. None: no clipping.
+        accumulation: number of batches per optimiser step, at least 1; the gradient of a step is the mean over its
+            batches.
+        seed: seed of all random numbers of the training, an integer.
+        resume: checkpoint file from which the run continues, or a folder, whose newest undamaged checkpoint is used;
+            None: a new run starts.
+        frozen: encoder that is frozen in the first epochs; None: no part of the network is frozen.
 
     Raises:
-        ValueError: a knob out of range, or an epoch whose length is unknown or no multiple of `accumulation`; while
-            running: a MetaTensor in a batch, a loss that is no scalar or not finite, a frozen batch norm whose
-            statistics were never computed.
+        ValueError: an argument is out of range, or the length of an epoch is unknown or not a multiple of
+            `accumulation`; while running: a batch holds a MetaTensor, the loss is not a scalar or not finite, or a
+            frozen batch norm has statistics that were never computed.
         FileNotFoundError: `resume` holds no checkpoint.
     """
 
@@ -111,22 +118,22 @@ class TrainingLoop(SupervisedTrainer, ABC):
     def prepare(
         self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
     ) -> tuple[object, object]:
-        """What the network reads and what the loss reads, on the device."""
+        """Return the input of the network and the target of the loss, both on the device."""
 
     @abstractmethod
     def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
-        """What handlers find in ``state.output`` beside ``loss`` and ``terms``; tensors without their graph."""
+        """Return what handlers find in ``state.output`` beside ``loss`` and ``terms``; the tensors are detached."""
 
     def after_step(self) -> None:
-        """What changes after an optimiser step, outside of the optimiser; by default nothing."""
+        """Update what the optimiser does not update in a step, such as a queue; by default nothing is updated."""
 
     @property
     def bare_network(self) -> nn.Module:
-        """The network without the wrapper for several processes."""
+        """Return the network without the DistributedDataParallel wrapper."""
         return bare(self.network)
 
     def run(self) -> None:
-        """Train to `max_epochs`, from a checkpoint if `resume` is set; called again, it goes on."""
+        """Train until `max_epochs`, from a checkpoint if `resume` is set; a second call continues the training."""
         length = self.state.epoch_length
         if length is None or length % self.accumulation:
             raise ValueError(f"epoch_length must be a multiple of accumulation={self.accumulation}, got {length}")
@@ -135,31 +142,32 @@ class TrainingLoop(SupervisedTrainer, ABC):
             self.resume = None
             if self.state.iteration >= self.state.max_epochs * length:
                 self.logger.info("the checkpoint is of the last step already: nothing to train")
-                self.fire_event(Events.STARTED)  # whoever writes results at the end may not have come to it
+                # the first run may have been killed before its handlers wrote the results
+                self.fire_event(Events.STARTED)
                 self.fire_event(Events.COMPLETED)
                 return
         super().run()
 
     def checkpoint(self) -> dict[str, object]:
-        """Everything that a run needs to go on bit for bit, at the end of an optimiser step."""
+        """Return everything that a run needs to continue bit for bit; to be called at the end of an optimiser step."""
         self.check_finite()
         return snapshot(self)
 
     def restore(self, path: str | Path) -> None:
-        """Take over the state of a checkpoint, or of the newest whole one of a folder.
+        """Take over the state of a checkpoint, or of the newest undamaged checkpoint in a folder.
 
         Raises:
-            FileNotFoundError: no checkpoint there.
-            ValueError: it is of another network, or no checkpoint.
+            FileNotFoundError: there is no checkpoint at `path`.
+            ValueError: the checkpoint belongs to another network, or the file is not a checkpoint.
         """
         restore(self, path)
 
     def ends_step(self) -> bool:
-        """Whether the running iteration is the last batch of its optimiser step."""
+        """Return whether the current iteration is the last batch of its optimiser step."""
         return self.state.iteration % self.accumulation == 0
 
     def check_finite(self) -> None:
-        """Raise ValueError, naming step and terms, unless every loss since the last look was finite."""
+        """Raise a ValueError that names the step and the terms, if a loss since the last check was not finite."""
         unchecked, self._unchecked = self._unchecked, []
         if not unchecked:
             return
@@ -174,7 +182,7 @@ class TrainingLoop(SupervisedTrainer, ABC):
 
     def _start_stream(self) -> None:
         sampler = getattr(self.data_loader, "batch_sampler", None)
-        if sampler is not None and "start" in vars(sampler):  # only our endless stream has a place to start from
+        if sampler is not None and "start" in vars(sampler):  # only the sampler of `sample_loader` has a start
             sampler.start = self.state.iteration
 
     def _require_statistics(self) -> None:
@@ -182,7 +190,7 @@ class TrainingLoop(SupervisedTrainer, ABC):
         require_statistics(self.bare_network)
 
     def _validate_at_the_end(self) -> None:
-        """Validate after the last epoch whatever the interval: a training of few epochs keeps its model too."""
+        """Validate after the last epoch, whatever the interval, so that a short run keeps its model too."""
         if self.state.epoch == self.state.max_epochs:
             for validation in self.validations:
                 if validation.epoch_level and self.state.epoch % validation.interval:
@@ -212,7 +220,7 @@ class TrainingLoop(SupervisedTrainer, ABC):
         return self.state.output
 
     def _record(self, inputs: object, target: object, output: object, terms: dict[str, Tensor], loss: Tensor) -> None:
-        """Leave what handlers read, and look at the loss: at once on a CPU, now and then where a look waits."""
+        """Fill ``state.output``, and check the loss: in each iteration on a CPU, at intervals on an accelerator."""
         iteration, detached_terms = self.state.iteration, detached(terms)
         self.state.output = [{**self.record(inputs, target, output), "terms": detached_terms, "loss": loss}]
         self.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -233,7 +241,7 @@ class TrainingLoop(SupervisedTrainer, ABC):
         self.after_step()
 
     def _set_modes(self) -> None:
-        """Train mode, except for a frozen encoder, whose norm statistics must not move either."""
+        """Put the network into train mode, except for a frozen encoder, whose norm statistics must not change."""
         self.network.train()
         if self.frozen is not None:
             self.frozen.set_modes(self.state.epoch)
@@ -241,7 +249,13 @@ class TrainingLoop(SupervisedTrainer, ABC):
 
 @knob_types
 def epoch_length(steps: int, epochs: int, accumulation: int = 1) -> int:
-    """Iterations per epoch for so many optimiser steps in all.
+    """Return the number of iterations per epoch that gives `steps` optimiser steps in the whole run.
+
+    Args:
+        steps: number of optimiser steps of the whole run, a positive multiple of `epochs`.
+        epochs: number of epochs of the whole run, at least 1.
+        accumulation: number of batches per optimiser step, at least 1; the gradient of a step is the mean over its
+            batches.
 
     Raises:
         ValueError: `steps` is not a positive multiple of `epochs`.

@@ -1,4 +1,4 @@
-"""Which parameters the optimiser moves, and how fast."""
+"""The parameter groups of the optimiser, with their learning rates."""
 
 from torch import nn
 
@@ -15,18 +15,23 @@ def parameter_groups(
     loss: nn.Module | None = None,
     decay_norms: bool = True,
 ) -> list[dict[str, object]]:
-    """Parameters for an optimiser: the carried ones with a scaled learning rate, then all others, then the loss's own.
+    """Group parameters for an optimiser: first the carried parameters, then all others, then the loss's parameters.
 
-    A network that starts from scratch carries nothing, so all of its parameters learn at one rate, whatever the scale.
+    A carried parameter is a parameter that `load_pretrained` copied from a weights file; its learning rate is
+    `learning_rate` times `carried_lr_scale`. A network that starts from scratch has no carried parameters, so all of
+    its parameters have one learning rate, whatever the scale.
 
     Args:
-        network: the network, wrapped for several processes or not.
-        learning_rate: of the tensors that no file gave, after the warm-up; it falls to 0 at the last step. 0 or more.
-        transfer: the report of `load_pretrained`, which names the carried tensors; None: nothing was carried.
-        carried_lr_scale: the learning rate of the tensors that the file gave, as a multiple of `learning_rate`, 0 or
-            more; from scratch there are none.
-        loss: whose own parameters, as projectors, learn at `learning_rate` too; None: a loss without parameters.
-        decay_norms: whether weight decay acts on norm layers and biases, which are parameters of one axis.
+        network: the network, plain or wrapped in DistributedDataParallel.
+        learning_rate: learning rate of the tensors that were not loaded from a weights file, as reached after the
+            warm-up, 0 or more; the rate then falls to 0 at the last step.
+        transfer: report of `load_pretrained`, which names the carried tensors; None: no tensors were carried.
+        carried_lr_scale: learning rate of the tensors that were loaded from a weights file, as a multiple of
+            `learning_rate`, 0 or more; without effect in training from scratch.
+        loss: loss whose own parameters, such as projectors, are trained at `learning_rate` too; None: the loss has no
+            parameters.
+        decay_norms: whether weight decay acts on the parameters of norm layers and on biases, which are the parameters
+            with one axis.
 
     Raises:
         ValueError: a number is negative, or the report names no parameter of this network.

@@ -1,4 +1,4 @@
-"""Pre-training without labels."""
+"""The training loop for pre-training without labels."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,14 +10,14 @@ from medcl_monai.engines.loop import TrainingLoop
 
 
 class Pretrainer(TrainingLoop):
-    """The training loop for a `PretrainingNetwork`: views are made of each batch, the loss reads the network's dict.
+    """Trains a `PretrainingNetwork`: makes views of each batch, and gives the output dict of the network to the loss.
 
-    ``state.output`` is a list of one dict: ``loss``, ``terms``, ``views``, ``target``, ``output``. After each
-    optimiser step the network's `update` gets the outputs of the step's batches.
+    ``state.output`` is a list of one dict with ``loss``, ``terms``, ``views``, ``target`` and ``output``. After each
+    optimiser step, `update` of the network gets the outputs of the batches of this step.
 
     Args:
-        views: makes (views, target) of a batch on the device, as `JCLViews` does.
-        arguments: of `TrainingLoop`, by name.
+        views: function that makes (views, target) from a batch on the device, such as `JCLViews`.
+        arguments: arguments of `TrainingLoop`, by name.
     """
 
     def __init__(self, *, views: Callable[[Mapping[str, Tensor]], tuple[dict, dict]], **arguments: object) -> None:
@@ -28,16 +28,16 @@ class Pretrainer(TrainingLoop):
     def prepare(
         self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
     ) -> tuple[object, object]:
-        """Views and target, on the device."""
+        """Return the views and the target, on the device."""
         return self.views(to_device(batch, device, non_blocking))
 
     def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
-        """``views``, ``target`` and ``output``; the outputs of a step's batches are kept until its end."""
+        """Return ``views``, ``target`` and ``output``, and keep the outputs until the optimiser step ends."""
         if (self.state.iteration - 1) % self.accumulation == 0:
             self._outputs = []
         self._outputs.append(detached(output))
         return {"views": inputs, "target": target, "output": self._outputs[-1]}
 
     def after_step(self) -> None:
-        """Let the network change its momentum copy or queue."""
+        """Let the network update its momentum copy or its queue."""
         self.bare_network.update(self._outputs)

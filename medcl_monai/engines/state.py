@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, and how a run takes it over."""
+"""The state of a run: what a checkpoint holds, and how a run takes over a checkpoint."""
 
 import logging
 import pickle
@@ -12,17 +12,24 @@ from ignite.engine import Engine
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
-STEPPED = ("params", "lr", "initial_lr")  # of a parameter group: what a schedule moves, and the parameters
+# entries of a parameter group that are not settings: the parameters, and the rates that a schedule changes
+STEPPED = ("params", "lr", "initial_lr")
 UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
 
 
 def stateful(engine: Engine) -> dict[str, object]:
-    """Parts of an engine's handlers that belong in a checkpoint: each puts itself there under a name of its own."""
+    """Return the handlers of an engine whose state belongs in a checkpoint, by name.
+
+    Each such handler adds itself to this dict, under a name of its own.
+    """
     return vars(engine.state).setdefault("stateful", {})
 
 
 def snapshot(trainer: Engine) -> dict[str, object]:
-    """State of a `Trainer`, its handlers and those of its validation, at the end of an optimiser step."""
+    """Return the state of a trainer and of all its handlers at the end of an optimiser step.
+
+    The handlers of the trainer's validation are included.
+    """
     state = {
         "iteration": trainer.state.iteration,
         "accumulation": trainer.accumulation,
@@ -38,11 +45,12 @@ def snapshot(trainer: Engine) -> dict[str, object]:
 
 
 def restore(trainer: Engine, path: str | Path) -> None:
-    """Put a `Trainer` where a checkpoint, or the newest whole one of a folder, was written.
+    """Set a trainer to the state of a checkpoint, or of the newest undamaged checkpoint in a folder.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: it is of another network, optimiser, loss or accumulation, or no checkpoint.
+        FileNotFoundError: there is no checkpoint at `path`.
+        ValueError: the checkpoint belongs to another network, optimiser, loss or accumulation, or the file is not a
+            checkpoint.
     """
     path, state = load_checkpoint(path, trainer.bare_network.state_dict())
     if state.get("accumulation", trainer.accumulation) != trainer.accumulation:
@@ -68,7 +76,7 @@ def restore(trainer: Engine, path: str | Path) -> None:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
-    """Take over moments and step counts; settings, as weight decay, stay those of this run."""
+    """Take over moments and step counts from a checkpoint; settings such as weight decay stay those of this run."""
     wanted = [{name: value for name, value in group.items() if name not in STEPPED} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, wanted, strict=True):
@@ -90,17 +98,24 @@ def _parts(trainer: Engine) -> dict[str, object]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint files of a folder, newest first."""
+    """Return the checkpoint files in a folder, newest first."""
     found = [path for path in folder.glob("checkpoint_*.pt") if re.fullmatch(r"checkpoint_\d+", path.stem)]
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, int(path.stem.split("_")[1])), reverse=True)
 
 
 def load_checkpoint(path: str | Path, network: Mapping[str, Tensor]) -> tuple[Path, dict]:
-    """A checkpoint, or the newest whole one of a folder, that fits the tensors of `network`.
+    """Load a checkpoint, or the newest undamaged checkpoint in a folder, and check that the checkpoint fits `network`.
+
+    Args:
+        path: checkpoint file, or folder of checkpoint files.
+        network: tensors of the network, by name.
+
+    Returns:
+        The path of the checkpoint file, and the content of the file.
 
     Raises:
-        FileNotFoundError: no such file, or no checkpoint in the folder.
-        ValueError: no checkpoint can be read, or it is of another network.
+        FileNotFoundError: there is no such file, or the folder holds no checkpoint.
+        ValueError: no checkpoint can be read, or the checkpoint belongs to another network.
     """
     path = Path(path)
     candidates = checkpoints(path) if path.is_dir() else [path]
@@ -118,7 +133,7 @@ def load_checkpoint(path: str | Path, network: Mapping[str, Tensor]) -> tuple[Pa
 
 
 def _read(path: Path) -> object:
-    with zipfile.ZipFile(path) as archive:  # torch.load compares no check sums: a flipped bit would pass as a weight
+    with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums, so a flipped bit would go unnoticed
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"check sum of {damaged} is wrong")
     return torch.load(path, map_location="cpu", weights_only=True)

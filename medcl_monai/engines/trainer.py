@@ -1,4 +1,4 @@
-"""Training of a segmenter with labels."""
+"""The training loop for a segmenter with labels."""
 
 from collections.abc import Mapping
 
@@ -10,27 +10,27 @@ from medcl_monai.engines.loop import TrainingLoop
 
 
 class Trainer(TrainingLoop):
-    """The training loop for a segmenter; see `TrainingLoop` for the arguments.
+    """Trains a segmenter with labels; the arguments are those of `TrainingLoop`.
 
-    The network, or the inferer around it, returns the prediction, or a dict with the prediction under ``pred`` and
-    whatever else the loss reads. ``state.output`` is a list of one dict: ``loss``, ``terms``, ``image``, ``label``,
-    ``pred``, ``output`` (the network's dict; of a plain prediction a dict of it alone) and ``target``; nothing in it
-    holds a graph. With postprocessing or a metric it is a list of one such dict per sample, as MONAI's transforms and
-    metrics expect.
+    The network, or the inferer around the network, returns the prediction, or a dict with the prediction under ``pred``
+    and with other values that the loss reads. ``state.output`` is a list of one dict: ``loss``, ``terms``, ``image``,
+    ``label``, ``pred``, ``output`` (the output dict of the network; for a plain prediction, a dict of the prediction
+    alone) and ``target``. All tensors in the dict are detached from the graph. With postprocessing or a metric,
+    ``state.output`` is a list of one such dict per sample, as MONAI's transforms and metrics expect.
 
     Raises:
-        ValueError: see `TrainingLoop`; while running: a dict without ``pred``.
+        ValueError: the reasons that `TrainingLoop` lists; while running: the network returned a dict without ``pred``.
     """
 
     def prepare(
         self, batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **_: object
     ) -> tuple[object, object]:
-        """Image and label, on the device."""
+        """Return the image and the label, on the device."""
         batch = to_device(batch, device, non_blocking)
         return batch["image"], batch["label"]
 
     def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
-        """``image``, ``label`` and ``pred``; ``output`` and ``target``."""
+        """Return ``image``, ``label``, ``pred``, ``output`` and ``target`` for ``state.output``."""
         values = detached(output if isinstance(output, Mapping) else {"pred": output})
         if "pred" not in values:
             raise ValueError(f"Trainer: the network returned a dict without the prediction 'pred', with {list(values)}")

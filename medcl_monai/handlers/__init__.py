@@ -1,1 +1,1 @@
-"""Ignite handlers, one per file."""
+"""Ignite handlers for the training and evaluation engines, one topic per file."""

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly."""
+"""A handler that writes checkpoints, from which a run can be resumed exactly."""
 
 from pathlib import Path
 
@@ -12,18 +12,20 @@ from medcl_monai.knobs import knob_types
 
 
 class Checkpoints:
-    """Writes the engine's state every `interval` optimiser steps and at the end; the newest `keep` files stay.
+    """Writes a checkpoint every `interval` optimiser steps and at the end of a run, and keeps the newest `keep` files.
 
-    The state after a step is written when the next batch is asked for: whatever belongs to the step or its epoch's
-    end, as the record of its losses or a validation, is then in it, wherever this handler stands in the list.
+    The checkpoint of a step is written when the engine asks for the next batch. By then everything that belongs to the
+    step, or to the end of its epoch, is done, such as the record of the losses or a validation. The position of this
+    handler in the list of handlers therefore does not matter.
 
     Args:
-        folder: of the files ``checkpoint_STEP.pt``.
-        interval: optimiser steps, at least 1.
-        keep: number of files, at least 1.
+        folder: folder of the checkpoint files, which are named ``checkpoint_STEP.pt``; the folder is made if it does
+            not exist.
+        interval: number of optimiser steps between two checkpoints, at least 1.
+        keep: number of the newest checkpoint files that are kept, at least 1; older files are deleted.
 
     Raises:
-        ValueError: `interval` or `keep` below 1.
+        ValueError: `interval` or `keep` is below 1.
     """
 
     @knob_types
@@ -33,13 +35,13 @@ class Checkpoints:
         self.folder, self.interval, self.keep, self._last = Path(folder), interval, keep, 0
 
     def attach(self, engine: Engine) -> None:
-        """Write during the run of `engine`, a `Trainer` or `Pretrainer`."""
+        """Write checkpoints while `engine`, a `Trainer` or a `Pretrainer`, runs."""
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._at_interval)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _begin(self, engine: Engine) -> None:
-        self._last = engine.state.optimizer_steps  # nothing to write before the first step, nor what was just read
+        self._last = engine.state.optimizer_steps  # the state at the start is new, or was just read from a checkpoint
 
     def _at_interval(self, engine: Engine) -> None:
         if engine.state.optimizer_steps % self.interval == 0:

@@ -1,4 +1,4 @@
-"""Whether the embeddings of a pre-training collapse: figures of its own batches, and alarms that say what to do."""
+"""A handler that detects a collapse of the embeddings during pre-training, and says what to do about the collapse."""
 
 import logging
 import math
@@ -30,44 +30,54 @@ from medcl_monai.losses.terms import TermLoss
 from medcl_monai.methods.base import PretrainingNetwork
 
 logger = logging.getLogger(__name__)
-RANK_BAR = 0.05  # of the width
-START_BAR = 0.01  # of the spread, and of the variance within samples, at the start
-TERM_BAR, TERM_STEPS = 0.006, 20  # so near the value for equal embeddings, as a share of it, for so many steps
-ROWS, ROWS_PER_STEP = 128, 64  # pooled for a rank; more where a fifth of the width is more
-PAIRS = 256  # rows of two views, for alignment and uniformity
-PICTURE_LOOKS = 5  # looks from picture to picture: drawing one takes longer than all the rest
+RANK_BAR = 0.05  # alarm if the numerical rank is below this share of the width
+START_BAR = 0.01  # alarm if the spread, or the share of variance within samples, is below this share of its first value
+# alarm if a term differs from its value for equal embeddings by less than this share of the value, for so many steps
+TERM_BAR, TERM_STEPS = 0.006, 20
+# least number of rows that are pooled for a rank (a fifth of the width if that is more); most rows taken from one step
+ROWS, ROWS_PER_STEP = 128, 64
+PAIRS = 256  # most rows of each view that alignment and uniformity use
+PICTURE_LOOKS = 5  # number of looks between two pictures: drawing a picture takes longer than the rest of a look
 REMEDY = "lower learning_rate, or raise batch_size; see docs/diagnostics.md"
 
 
 class CollapseMonitor:
-    """Looks at the training batches' own embeddings and terms, and warns when they collapse.
+    """Watches the embeddings and the loss terms of the training batches, and warns when the embeddings collapse.
 
-    A look puts figures into ``engine.state.figures``, and now and then the spectra into
-    ``engine.state.pictures["spectrum"]``, where the tracker finds them. It raises an alarm for
+    Every `interval` optimiser steps the monitor takes a look at the current batch. A look writes figures into
+    ``engine.state.figures``. The first look, every fifth look after that, and every look with a new alarm also draw the
+    spectra into ``engine.state.pictures["spectrum"]``. The tracker records the figures and the spectra. A look raises
+    an alarm for
 
-    * an embedding whose numerical rank is below 5 % of its width. A batch has too few rows to tell, so the rows of the
-      last steps are pooled: 128, or a fifth of the width if that is more. From fewer than a fifth no rank is judged.
-    * an embedding whose spread is below 1 % of the spread at the first look;
-    * a map that is nearly one vector at all places of each sample: the share of its variance that lies within samples
-      is below 1 % of that share at the first look;
-    * a term that is nearer to its value for equal embeddings than 0.6 % of that value, for 20 steps. The value is what
-      the loss makes of the same output with one unit vector in place of all embeddings. The monitor asks for it at
-      looks, and at every step after a step that found the term so near.
+    * an embedding whose numerical rank is below 5 % of its width. One batch has too few rows for this test, so the
+      monitor pools the rows of the last steps: at least 128 rows, or a fifth of the width if that is more. With fewer
+      rows than a fifth of the width, the monitor does not judge the rank.
+    * an embedding whose spread is below 1 % of its spread at the first look.
+    * a feature map in which each sample has nearly the same vector at all positions: the share of the variance that
+      lies within samples is below 1 % of that share at the first look.
+    * a loss term that stays near its value for equal embeddings for 20 steps. Near means that the difference is less
+      than 0.6 % of that value. The value for equal embeddings is the value that the loss returns if one unit vector
+      replaces all embeddings in the same output. The monitor computes this value at every look, and at every step after
+      a step at which the term was near this value.
 
-    ``collapse/alarms`` counts the alarms of the look; each is logged as a warning the first time. Training stays as
-    it is, bit for bit. A resumed run goes on with what it saw at the start and its counts, and pools its rows anew.
+    The figure ``collapse/alarms`` is the number of alarms of a look. Each alarm is logged as a warning the first time.
+    Training gives the same weights with and without the monitor, bit for bit. A resumed run keeps the values of the
+    first look and the counts of steps, and pools its rows anew.
 
     Args:
-        interval: optimiser steps between two looks, at least 1.
-        keys: of the network's output: embeddings (N, C) or maps (N, C, *S), for rank and spread. A key that the
-            network does not give (a level that is off) is left out. None: what the `PretrainingNetwork` says itself.
-        pairs: pairs of keys of two views' embeddings, for alignment and uniformity. None: what the network says.
-        terms: of the loss, those that contrast embeddings; a term that the loss does not give is left out. A distance
-            does not belong here: it is least where embeddings are equal. None: what the `TermLoss` says itself.
+        interval: number of optimiser steps between two looks at the batch for signs of collapse, at least 1.
+        keys: names of the embeddings (N, C) or feature maps (N, C, *S) in the network's output whose rank and spread
+            are watched. A name that is not in the output is left out, such as the name of a level that is switched off.
+            None: the names that the `PretrainingNetwork` gives.
+        pairs: pairs of names of the embeddings of two views in the network's output, for alignment and uniformity.
+            None: the pairs that the `PretrainingNetwork` gives.
+        terms: names of the loss terms that contrast embeddings. A term that the loss does not return is left out. A
+            distance does not belong in this list, because a distance is smallest if the embeddings are equal. None: the
+            terms that the `TermLoss` gives.
 
     Raises:
-        ValueError: `interval` below 1, or a name where a list of names is expected; at the start of a run: no
-            `keys`, and a network that does not say what to watch.
+        ValueError: `interval` is below 1, or `keys` or `terms` is a single name instead of a list of names; at the
+            start of a run: `keys` is None and the network does not say what to watch.
     """
 
     @knob_types
@@ -91,20 +101,20 @@ class CollapseMonitor:
     def attach(self, engine: Engine) -> None:
         """Follow the optimiser steps of `engine`, a `Pretrainer` or a `Trainer`."""
         stateful(engine)["collapse"] = self
-        # within the iteration, before its output is cut into samples and before the tracker reads the figures
+        # this event comes before the output is split into samples, and before the tracker reads the figures
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._follow)
-        engine.add_event_handler(Events.STARTED, self._ask)  # handlers are attached before the engine has its network
+        engine.add_event_handler(Events.STARTED, self._ask)  # the engine gets its network after its handlers
 
     def state_dict(self) -> dict[str, object]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint: the values of the first look and the counts of steps near a collapse."""
         return {"at_start": dict(self._at_start), "steps_near": dict(self._steps_near)}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """From a checkpoint."""
+        """Take over the state that a checkpoint holds."""
         self._at_start, self._steps_near = dict(state["at_start"]), dict(state["steps_near"])
 
     def _ask(self, engine: Engine) -> None:
-        """What to watch, where nobody said it: of the network and the loss."""
+        """Ask the network and the loss what to watch, where the arguments of the monitor do not say it."""
         network, loss = engine.bare_network, engine.loss_function
         if isinstance(network, PretrainingNetwork):
             watched = network.watched()
@@ -129,13 +139,13 @@ class CollapseMonitor:
             self._look(engine, current["output"])
 
     def _compare(self, engine: Engine, current: Mapping[str, object], due: bool) -> None:
-        """Count the steps at which each term is near its value for equal embeddings."""
+        """Count the consecutive steps at which each term is near its value for equal embeddings."""
         names = [name for name in self.terms if name in current["terms"]]
         if not names or not (due or any(self._steps_near.values())):
             return
         equal = terms_of_equal_embeddings(engine.loss_function, current["output"], current["target"])
         pairs = torch.stack([torch.stack([current["terms"][name], equal[name]]) for name in names])
-        pairs = total(pairs) / world_size()  # or one process would ask again, and wait for the others for ever
+        pairs = total(pairs) / world_size()  # all processes must decide alike, or one would wait for ever
         for name, (value, collapsed) in zip(names, pairs.tolist(), strict=True):
             gap = value - collapsed
             engine.state.figures[f"{name}.from_equal"] = gap
@@ -159,9 +169,10 @@ class CollapseMonitor:
             state.pictures["spectrum"] = spectrum_picture(spectra)
 
     def _measure(self, key: str, latest: Tensor | None, figures: dict[str, float]) -> Float[Tensor, " values"]:
-        """Figures of a key; returns its spectrum.
+        """Write the figures of one key into `figures`, and return the spectrum of the key.
 
-        In fp64, so that rounding does not count as a direction; what is not finite is the engine's to report.
+        The computation runs in fp64, so that rounding errors do not count as directions. Values that are not finite are
+        set to 0, because the engine itself reports such values.
         """
         rows = torch.cat(tuple(self._rows[key])).cpu().double().nan_to_num(0, 0, 0)
         values = spectrum(rows)
@@ -184,7 +195,7 @@ class CollapseMonitor:
                 figures[f"{first}.uniformity"] = float(uniformity(a))
 
     def _judge(self, key: str, figures: Mapping[str, float]) -> dict[str, str]:
-        """The alarms of a key: figure to what is wrong."""
+        """Return the alarms of one key, as a dict from the name of a figure to the text of its alarm."""
         rows, width = sum(map(len, self._rows[key])), self._rows[key][0].shape[1]
         directions, alarms = figures[f"{key}.numerical_rank"], {}
         if rows >= rows_for_rank(width) and directions < RANK_BAR * width:
@@ -200,7 +211,7 @@ class CollapseMonitor:
         return alarms
 
     def _warn(self, alarms: Mapping[str, str], step: int) -> bool:
-        """Log what has not been logged before; whether there was any."""
+        """Log the alarms that were not logged before, and return whether there was a new alarm."""
         fresh = [cause for cause in alarms if cause not in self._warned]
         self._warned.update(fresh)
         for cause in fresh if rank() == 0 else ():
@@ -209,7 +220,10 @@ class CollapseMonitor:
 
 
 def evenly(embeddings: Float[Tensor, "batch dim *sites"], most: int) -> Float[Tensor, "rows dim"]:
-    """At most so many embeddings, or sites of a map over all samples, evenly spaced; of two views the same."""
+    """Return at most `most` evenly spaced embeddings, or evenly spaced positions of a map over all samples.
+
+    For two views of the same shape, the function takes the same samples and positions.
+    """
     flat = embeddings[..., None] if embeddings.ndim == 2 else embeddings.flatten(2)
     sites, count = flat.shape[2], len(flat) * flat.shape[2]
     taken = min(most, count)
@@ -218,12 +232,15 @@ def evenly(embeddings: Float[Tensor, "batch dim *sites"], most: int) -> Float[Te
 
 
 def rows_for_rank(width: int) -> int:
-    """Rows from which a rank is judged: a fifth of the width, four times the bar."""
+    """Return the least number of rows from which a rank is judged: a fifth of the width.
+
+    This number of rows is four times the bar of the alarm, which is 5 % of the width.
+    """
     return math.ceil(width / 5)
 
 
 def pool(steps: deque[Tensor], rows: Float[Tensor, "rows dim"]) -> None:
-    """Add the rows of a step; the oldest steps go as long as enough rows stay."""
+    """Append the rows of a step, and drop the oldest steps as long as enough rows remain."""
     steps.append(rows)
     enough = max(ROWS, rows_for_rank(rows.shape[1]))
     while sum(map(len, steps)) - len(steps[0]) >= enough:
@@ -231,17 +248,18 @@ def pool(steps: deque[Tensor], rows: Float[Tensor, "rows dim"]) -> None:
 
 
 def terms_of_equal_embeddings(loss: Callable, output: Mapping[str, Tensor], target: object) -> dict[str, Tensor]:
-    """Terms that a loss would have given with one unit vector in place of all embeddings and maps.
+    """Return the terms that a loss gives if one unit vector replaces all embeddings and all vectors of the maps.
 
     Args:
-        loss: of (output, target).
-        output: of the network. Whole numbers, and what has one axis or none, stay as they are.
-        target: of the loss.
+        loss: the loss, a function of (output, target).
+        output: the output of the network. Tensors of whole numbers and tensors with fewer than two axes stay as they
+            are.
+        target: the target that the loss reads.
     """
     equal = {
         name: torch.full_like(value, value.shape[1] ** -0.5) if value.ndim > 1 and value.is_floating_point() else value
         for name, value in output.items()
     }
     devices = {value.device for value in equal.values() if value.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices):  # a loss that draws numbers leaves training as it is
+    with torch.no_grad(), torch.random.fork_rng(devices):  # training keeps its random numbers
         return as_terms(loss(equal, target))

@@ -1,4 +1,4 @@
-"""A progress bar over a whole run, with the time that remains."""
+"""A handler that shows a progress bar over a whole run, with the remaining time."""
 
 import sys
 
@@ -10,18 +10,20 @@ from medcl_monai.engines.loop import TrainingLoop
 
 
 class Progress:
-    """One bar on stderr: optimiser steps and loss of a training, volumes of an evaluation; first process only.
+    """Shows a progress bar on stderr: optimiser steps and loss of a training, or volumes of an evaluation.
+
+    Only the first process shows the bar.
 
     Args:
-        title: what the bar stands for.
-        quiet: no bar.
+        title: text in front of the bar.
+        quiet: whether the bar is hidden.
     """
 
     def __init__(self, title: str, quiet: bool = False) -> None:
         self.title, self.quiet, self.bar = title, quiet, None
 
     def attach(self, engine: Engine) -> None:
-        """Draw while `engine` runs."""
+        """Show the bar while `engine` runs."""
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.COMPLETED, lambda _: self.bar.close())
@@ -29,7 +31,7 @@ class Progress:
     def _open(self, engine: Engine) -> None:
         state = engine.state
         length = len(state.dataloader) if state.epoch_length is None else state.epoch_length
-        done = max(state.iteration, state.epoch * length)  # an evaluator's iterations count from 0 in each run
+        done = max(state.iteration, state.epoch * length)  # an evaluator counts its iterations from 0 in each run
         ahead = state.max_epochs * length - done
         per_step = _per_step(engine)
         self.bar = tqdm(

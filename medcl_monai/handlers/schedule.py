@@ -1,4 +1,4 @@
-"""The learning rate over a run: warm-up, then a decay to 0."""
+"""A handler that sets the learning rate over a run: a warm-up, then a decay to 0."""
 
 import math
 from collections.abc import Callable
@@ -11,20 +11,24 @@ from medcl_monai.knobs import knob_types
 
 
 class Schedule:
-    """Scales the optimiser's learning rates: linear warm-up, then `decay` to the end of the run.
+    """Scales the learning rates of an optimiser: a linear warm-up, then `decay` until the end of the run.
 
-    The length is taken anew whenever the engine starts: (max_epochs - epoch) × epoch_length iterations. So whoever
-    changes the number of epochs (MONAI Label), or runs the engine round after round (a federation), gets a whole
-    schedule each time. A resumed run keeps the start of its schedule; its full learning rates are the optimiser's.
+    Each start of the engine begins a new schedule over the iterations that remain: (max_epochs - epoch) × epoch_length.
+    A caller that changes the number of epochs (MONAI Label), or runs the engine round after round (federated learning),
+    therefore gets a whole schedule each time. A resumed run continues the schedule of its checkpoint; the full learning
+    rates come from the optimiser of the resumed run.
 
     Args:
-        optimizer: whose groups are scaled; their learning rates at this moment are the full ones.
-        warm_up: share of the steps, 0 up to 1.
-        decay: factor as a function of the share of the remaining steps that is done, from 1 to 0: `cosine`,
-            `polynomial`.
+        optimizer: the optimiser whose parameter groups are scaled; the learning rates of the groups at the time of this
+            call are the full learning rates.
+        warm_up: share of the optimiser steps over which the learning rate rises linearly to its full value, 0 (no
+            warm-up) up to but not including 1.
+        decay: function that gives the factor of the learning rate after the warm-up, `cosine` or `polynomial`. The
+            argument of the function is the share of the steps after the warm-up that are done, 0 to 1; the factor falls
+            from 1 to 0. None: `cosine`.
 
     Raises:
-        ValueError: `warm_up` out of range.
+        ValueError: `warm_up` is out of range.
     """
 
     @knob_types
@@ -38,24 +42,24 @@ class Schedule:
         self.start, self.length, self._restored = 0, 1, False
 
     def attach(self, engine: Engine) -> None:
-        """Set the learning rate before each iteration of `engine`, a `Trainer`."""
+        """Set the learning rates before each iteration of `engine`, a `Trainer` or a `Pretrainer`."""
         stateful(engine)["schedule"] = self
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_STARTED, self._set)
 
     def factor(self, step: int) -> float:
-        """Share of the full learning rate at optimiser step `step` of the schedule, counted from 0."""
+        """Return the share of the full learning rate at optimiser step `step` of the schedule, counted from 0."""
         warm = round(self.warm_up * self.length)
         if step < warm:
             return (step + 1) / warm
         return self.decay(min((step - warm) / max(self.length - warm, 1), 1.0))
 
     def state_dict(self) -> dict[str, object]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint: the optimiser step at which the schedule began."""
         return {"start": self.start}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """From a checkpoint: the next start of the engine goes on with this schedule."""
+        """Take over the state of a checkpoint, so that the next start of the engine continues the schedule."""
         self.start, self._restored = state["start"], True
 
     def _begin(self, engine: Engine) -> None:
@@ -72,7 +76,7 @@ class Schedule:
 
 
 def cosine(share: float) -> float:
-    """From 1 to 0 along half a cosine.
+    """Return a factor that falls from 1 to 0 along half a cosine while `share` rises from 0 to 1.
 
     Example:
         >>> [round(cosine(share), 2) for share in (0.0, 0.5, 1.0)]
@@ -82,5 +86,5 @@ def cosine(share: float) -> float:
 
 
 def polynomial(share: float, power: float = 0.9) -> float:
-    """From 1 to 0 as ``(1 - share) ** power``."""
+    """Return the factor ``(1 - share) ** power``, which falls from 1 to 0 while `share` rises from 0 to 1."""
     return (1 - share) ** power

@@ -1,4 +1,4 @@
-"""Weights that leave a run: bare state dicts, written whole or not at all, with a record of who was seen."""
+"""A handler that saves the weights of a run for use elsewhere, with a record of the subjects seen in training."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,26 @@ logger = logging.getLogger(__name__)
 
 
 class SharedWeights:
-    """Saves a network as a bare state dict, and records file hash and seen subjects in ``manifest.json`` beside it.
+    """Saves a network as a bare state dict, and records the file's hash and the subjects seen in ``manifest.json``.
 
-    Attached to a training engine it saves at the end; given a `metric` and attached to an evaluator it saves whenever
-    that metric is better than before.
+    The manifest lies beside the file, and the file is written whole or not at all. Without a `metric`, the handler is
+    attached to a training engine and saves at the end. With a `metric`, the handler is attached to an evaluator and
+    saves whenever the metric is better than before.
 
     Args:
-        path: of the file.
-        network: whose tensors are saved, wrapped for several processes or not.
-        data: entries that training saw, for the record of subjects.
-        names: of the tensors; None: all.
-        metric: of the evaluator, larger is better; None: save at the end of the engine.
-        start: weights that training started from; the subjects of their record were seen too.
-        prepared: how the volumes were prepared, which is recorded with the weights; None: nothing is recorded.
+        path: file that the weights are saved to.
+        network: the network whose tensors are saved, plain or wrapped in DistributedDataParallel.
+        data: entries of the data list that training used; the subjects of the entries are recorded as seen.
+        names: names of the tensors that are saved; None: all tensors.
+        metric: name of the metric of the evaluator that decides when to save, larger is better; None: the weights are
+            saved at the end of the engine's run.
+        start: file of the weights that training started from, whose recorded subjects count as seen too; None: training
+            started from scratch.
+        prepared: the preprocessing of the volumes, whose settings are recorded with the weights; None: no settings are
+            recorded.
 
     Raises:
-        ValueError: at the end of the engine, if it has no such metric, or a tensor is not finite.
+        ValueError: at the end of the engine's run: the engine has no such metric, or a tensor is not finite.
     """
 
     @knob_types
@@ -54,22 +58,25 @@ class SharedWeights:
         self._seen_before: set[str] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Save when `engine` completes."""
-        stateful(engine)[f"shared {self.path.name}"] = self  # a resumed training keeps its best model, and who was seen
+        """Save when `engine` completes a run."""
+        stateful(engine)[f"shared {self.path.name}"] = self  # a resumed run keeps the best metric and the subjects seen
         engine.add_event_handler(Events.STARTED, lambda _: self._look_back())
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def state_dict(self) -> dict[str, object]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint: the best metric, and the digests of the subjects seen."""
         return {"best": self.best, "seen": sorted(digests(self.data) | self._look_back())}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """From a checkpoint: who was seen before it stays seen, whoever is seen now."""
+        """Take over the best metric of a checkpoint, and count the checkpoint's subjects as seen before."""
         self.best = float(state["best"])
         self._seen_before = self._look_back() | set(state["seen"])
 
     def _look_back(self) -> set[str]:
-        """Whom `start` has seen: asked once, before its file may be replaced by what is saved here."""
+        """Return the digests of the subjects that were seen before this run.
+
+        The record of `start` is read only once, before this handler may overwrite the file of `start`.
+        """
         if self._seen_before is None:
             known = [] if self.start is None else seen_subjects(self.start)
             if known is None:
@@ -89,7 +96,7 @@ class SharedWeights:
             self.save()
 
     def save(self) -> None:
-        """Write the file and its record."""
+        """Write the weights file and its record."""
         state = bare(self.network).state_dict()
         names = state if self.names is None else self.names
         weights = {name: state[name].detach().cpu().clone() for name in names}

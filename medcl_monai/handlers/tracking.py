@@ -1,4 +1,4 @@
-"""Engines to MLflow: every term, learning rate, throughput, figures, pictures, metrics."""
+"""Handlers that record engines in MLflow: losses, learning rates, throughput, figures, pictures and metrics."""
 
 import time
 
@@ -9,27 +9,32 @@ from monai.handlers import MLFlowHandler
 from medcl_monai.distributed import world_size
 from medcl_monai.engines.state import stateful
 from medcl_monai.tracking.tracker import Tracker
+from medcl_monai.transfer.load import Transfer
 
 
 class TrainingTracker:
-    """Records a training as one run: FINISHED at its end, FAILED when an exception ends it.
+    """Records a training run as one MLflow run, which ends as FINISHED, or as FAILED after an exception.
 
-    Losses are means over the batches of an optimiser step; the throughput leaves validation out.
+    A training run that the user interrupts ends as KILLED. The recorded losses are means over the batches of an
+    optimiser step. The recorded throughput leaves out the time of validation.
 
-    Where MONAI's own MLFlowHandler is attached (``--tracking mlflow``), it stands down, so that one run remains.
+    If MONAI's own MLFlowHandler is attached to the engine (``--tracking mlflow``), this handler records nothing, so
+    that there is only one MLflow run.
 
     Args:
-        tracker: the run's record.
+        tracker: the tracker that writes the MLflow run.
+        transfer: report on the weights that the training started from, whose names of tensors are stored with the run
+            as ``transfer.txt``; None: no such file.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: Tracker, transfer: Transfer | None = None) -> None:
+        self.tracker, self.transfer = tracker, transfer
         self._step: list[dict[str, torch.Tensor]] = []
         self._kept: list[tuple[int, list[dict[str, torch.Tensor]], dict[str, float]]] = []
         self._samples, self._since, self._seconds = 0, 0.0, 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Follow `engine`, a `Trainer` or `Pretrainer`."""
+        """Record the run of `engine`, a `Trainer` or a `Pretrainer`."""
         stateful(engine)["tracker"] = self
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_clock)
@@ -39,25 +44,30 @@ class TrainingTracker:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def state_dict(self) -> dict[str, object]:
-        """For a checkpoint. What is kept is sent first: the losses before it are not measured again after a resume."""
+        """Send all values that are kept, and return the state for a checkpoint: the id of the MLflow run.
+
+        The values are sent first, because a resumed run does not compute the losses before the checkpoint again.
+        """
         self._send_steps()
         self.tracker.flush()
         return self.tracker.state_dict()
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """From a checkpoint."""
+        """Take over the id of the MLflow run from a checkpoint."""
         self.tracker.load_state_dict(state)
 
     def _begin(self, engine: Engine) -> None:
         if not tracked_by_monai(engine):
             self.tracker.begin()
+            if self.transfer is not None:
+                self.tracker.text("transfer.txt", self.transfer.listing())
         self.tracker.step = engine.state.optimizer_steps
 
     def _start_clock(self) -> None:
         self._samples, self._since = 0, time.perf_counter()
 
     def _keep(self, engine: Engine) -> None:
-        """Keep tensors as they are: reading one waits for the device, so that is done once per epoch."""
+        """Keep the losses as tensors: reading a tensor waits for the device, so tensors are read once per epoch."""
         state, found = engine.state, engine.state.output[0]
         self.tracker.step = state.optimizer_steps
         if self.tracker.active:
@@ -99,17 +109,19 @@ class TrainingTracker:
 
 
 class EvaluationTracker:
-    """Records the metrics of an evaluator: in the training's run, at its step, else as a run of its own.
+    """Records the metrics of an evaluator in the MLflow run of the training, at the current optimiser step.
+
+    An evaluation outside a training run gets an MLflow run of its own.
 
     Args:
-        tracker: the run's record.
+        tracker: the tracker that writes the MLflow run.
     """
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker, self._own = tracker, False
 
     def attach(self, engine: Engine) -> None:
-        """Follow `engine`, an evaluator."""
+        """Record the metrics of `engine`, an evaluator."""
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.COMPLETED, self._end)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
@@ -132,7 +144,10 @@ class EvaluationTracker:
 
 
 def tracked_by_monai(engine: Engine) -> bool:
-    """Whether MONAI's own MLFlowHandler follows the engine; Ignite has no public list of its handlers."""
+    """Return whether MONAI's own MLFlowHandler is attached to the engine.
+
+    Ignite has no public list of the handlers of an engine, so this function reads a private attribute.
+    """
     handlers = engine._event_handlers[Events.STARTED]
     return any(isinstance(getattr(handler, "__self__", None), MLFlowHandler) for handler, *_ in handlers)
 

@@ -1,4 +1,4 @@
-"""No score on subjects that the weights have seen."""
+"""A handler that refuses to score subjects that the weights have seen in training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +10,18 @@ from medcl_monai.transfer.manifest import check_unseen
 
 
 class UnseenSubjects:
-    """Stops an evaluation whose weights were made with a subject that is to be scored.
+    """Stops an evaluation if the weights were trained on a subject that is to be scored.
 
-    Reads the record of the weights in ``manifest.json`` beside them; where none fits the file's hash, it warns.
+    The handler reads the record of the weights in ``manifest.json`` beside the weights file. If no record fits the hash
+    of the file, the handler logs a warning and the evaluation goes on.
 
     Args:
-        path: the weights that are evaluated.
-        data: the entries to be scored, with their `subject`.
+        path: file of the weights that are evaluated.
+        data: entries of the data list that are to be scored, each with its `subject`.
 
     Raises:
-        ValueError: at the start of the engine, naming the subjects that the record lists as seen.
+        ValueError: at the start of the engine: the record lists a subject of `data` as seen; the error names the
+            subjects.
     """
 
     @knob_types
@@ -27,5 +29,5 @@ class UnseenSubjects:
         self.path, self.data = path, data
 
     def attach(self, engine: Engine) -> None:
-        """Check once, when `engine` starts."""
+        """Check the subjects when `engine` starts."""
         engine.add_event_handler(Events.STARTED, lambda _: check_unseen(self.path, self.data))

@@ -1,4 +1,4 @@
-"""What the views look like, for the run's record."""
+"""A handler that draws the views of a pre-training for the record of the run."""
 
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
@@ -8,11 +8,12 @@ from medcl_monai.knobs import knob_types
 
 
 class ViewsPicture:
-    """Draws the views of some samples into ``engine.state.pictures["views"]``, where the tracker finds them.
+    """Draws the views of some samples into ``engine.state.pictures["views"]``, which the tracker records.
 
     Args:
-        interval: optimiser steps from picture to picture, above 0; the first is drawn at the first step.
-        samples: how many of the batch are drawn.
+        interval: number of optimiser steps between two pictures, at least 1; the first picture is drawn at the first
+            step.
+        samples: number of samples of the batch that are drawn, at least 1.
     """
 
     @knob_types
@@ -22,8 +23,8 @@ class ViewsPicture:
         self.interval, self.samples = interval, samples
 
     def attach(self, engine: Engine) -> None:
-        """Draw in iterations of `engine`, a `Pretrainer`."""
-        # within the iteration: the tracker reads the pictures at its end
+        """Draw the views while `engine`, a `Pretrainer`, runs."""
+        # this event comes before the tracker reads the pictures at the end of the iteration
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:

@@ -1,1 +1,1 @@
-"""Contrastive and segmentation objectives: a pure function and a thin module each."""
+"""Contrastive and segmentation losses: pure functions, and thin modules that call the functions."""

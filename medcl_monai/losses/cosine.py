@@ -1,4 +1,4 @@
-"""What losses of cosine similarities share."""
+"""A check that all losses of cosine similarities share."""
 
 
 def check_temperature(temperature: float) -> None:

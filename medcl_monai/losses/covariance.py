@@ -1,4 +1,4 @@
-"""A penalty on correlated channels."""
+"""A penalty on correlations between the channels of embeddings."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,14 @@ from medcl_monai.precision import full_precision
 
 
 class CovarianceLoss(TermLoss):
-    """Channels of the embeddings should not be correlated; see `covariance_penalty`.
+    """Penalises correlations between the channels of the embeddings, by `covariance_penalty`.
 
     Args:
-        key: of the embeddings in the network's output.
-        weight: of this term in the sum that is minimised. No unit; 0 leaves the term out.
+        key: key of the embeddings in the network's output.
+        weight: weight of this term in the sum that is minimised; no unit, 0 or more. 0: the term is left out.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: `weight` is negative.
     """
 
     @knob_types
@@ -30,21 +30,21 @@ class CovarianceLoss(TermLoss):
         self.key, self.weight = key, weight
 
     def forward(self, output: Mapping[str, Tensor], target: object = None) -> dict[str, Tensor]:
-        """The one weighted term, ``covariance``."""
+        """Return the weighted term ``covariance``, or no term if the weight is 0."""
         return {"covariance": self.weight * covariance_penalty(output[self.key])} if self.weight > 0 else {}
 
 
 @full_precision
 def covariance_penalty(embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-    r"""Mean square of the off-diagonal covariances, :math:`\sum_{i \neq j} C_{ij}^2 / d`, over all processes' rows.
+    r"""Compute :math:`\sum_{i \neq j} C_{ij}^2 / d`, where C is the covariance of the rows of all processes.
 
-    The covariance term of VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906).
+    The penalty is the covariance term of VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906).
 
     Args:
-        embeddings: (N, d), at least 2 rows.
+        embeddings: embeddings (N, d), at least 2 rows.
 
     Raises:
-        ValueError: fewer than 2 rows.
+        ValueError: all processes together have fewer than 2 rows.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Contrast of queries with their keys against a queue of older keys."""
+"""InfoNCE with a queue: queries are contrasted with their keys and with a queue of older keys."""
 
 from collections.abc import Mapping
 
@@ -13,22 +13,23 @@ from medcl_monai.losses.positional import TIE
 from medcl_monai.losses.terms import TermLoss
 from medcl_monai.precision import full_precision
 
-LEAST = -1e30  # a masked logit: finite, so that a row of masked ones has a gradient of 0 and not NaN
+LEAST = -1e30  # a masked logit; finite, so that a row in which all logits are masked has the gradient 0 and not NaN
 
 
 class QueueInfoNCELoss(TermLoss):
-    """Each query must pick its key out of the key and the queue.
+    """Trains each query to pick its own key out of this key and the queue of older keys.
 
-    He et al. 2020 (MoCo), eq. 1, https://arxiv.org/abs/1911.05722, and MoCo v2. See `queue_infonce`.
+    He et al. 2020 (MoCo), eq. 1, https://arxiv.org/abs/1911.05722, and MoCo v2. `queue_infonce` gives the formula.
 
     Args:
-        temperature: divides the cosine similarities; the paper's τ. No unit, above 0.
-        exclude_radius: older keys of the query's own subject no farther than this share of the axis are no negatives;
-            0: only those of the very same place; None or "none": all are negatives, as in MoCo.
-        weight: of this term in the sum that is minimised. No unit.
+        temperature: the cosine similarities are divided by this number, the paper's τ; no unit, above 0.
+        exclude_radius: older keys of the query's own subject are not used as negatives if their position differs from
+            the query's position by at most this share of the slice axis; 0 or more. 0: only older keys at the same
+            position are left out; None or "none": all older keys are negatives, as in MoCo.
+        weight: weight of this term in the sum that is minimised; no unit.
 
     Raises:
-        ValueError: `temperature` is not above 0, or `exclude_radius` negative.
+        ValueError: `temperature` is not above 0, or `exclude_radius` is negative.
     """
 
     contrasts = ("global",)
@@ -44,7 +45,13 @@ class QueueInfoNCELoss(TermLoss):
         self.temperature, self.exclude_radius, self.weight = temperature, exclude_radius, weight
 
     def forward(self, output: Mapping[str, Tensor], target: object = None) -> dict[str, Tensor]:
-        """The one weighted term of ``query``, ``key`` (N, C), ``queue`` (K, C), the subject and position of both."""
+        """Return the weighted term ``global``.
+
+        Args:
+            output: ``query`` and ``key`` (N, C), ``queue`` (K, C); unless `exclude_radius` is None, also ``subject``
+                and ``position`` (N,), ``queue_subject`` and ``queue_position`` (K,).
+            target: the engine's second argument, which this loss does not use.
+        """
         masked = None
         if self.exclude_radius is not None:
             own, older = ([output[f"{whose}{what}"] for what in ("subject", "position")] for whose in ("", "queue_"))
@@ -60,21 +67,21 @@ def queue_infonce(
     temperature: float,
     masked: Bool[Tensor, "batch rows"] | None = None,
 ) -> Float[Tensor, ""]:
-    r"""InfoNCE with a queue: the mean over queries. Gradient goes to the queries alone.
+    r"""Compute InfoNCE with a queue, the mean over the queries; only the queries receive a gradient.
 
     .. math:: \ell_i = \log(e^{p_i} + \sum_j e^{n_{ij}}) - p_i,\quad p_i = q_i \cdot k_i / \tau,\quad
         n_{ij} = q_i \cdot Q_j / \tau
 
     Args:
-        query: unit vectors.
-        key: unit vectors; row i is the other view of row i of `query`.
-        queue: unit vectors.
+        query: queries, unit vectors.
+        key: keys, unit vectors; row i is the other view of row i of `query`.
+        queue: older keys, unit vectors.
         temperature: τ, above 0.
-        masked: rows of the queue that are no negatives of a query; None: all are.
+        masked: for each query, the rows of the queue that are not used as negatives; None: all rows are negatives.
 
     Raises:
-        ValueError: `temperature` is not above 0, the queue is of another width, or the keys are not as many as the
-            queries.
+        ValueError: `temperature` is not above 0, the queue has another width than the queries, or the keys have another
+            shape than the queries.
 
     Example:
         >>> import torch
@@ -93,7 +100,7 @@ def queue_infonce_rows(
     temperature: float,
     masked: Bool[Tensor, "batch rows"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """The ℓ of each query; see `queue_infonce`."""
+    """Compute the loss ℓ of each query; `queue_infonce` gives the formula."""
     check_temperature(temperature)
     if queue.shape[1] != query.shape[1]:
         raise ValueError(f"the queue's rows are {queue.shape[1]} wide, the queries {query.shape[1]}: they must agree")
@@ -106,7 +113,7 @@ def queue_infonce_rows(
     negatives = scaled @ queue.detach().to(scaled).T
     if masked is not None:
         negatives = negatives.masked_fill_(masked, LEAST)
-    # log(e^p + e^n) - p; torch's own threshold of 20 would cost fp64 its last digits
+    # log(e^p + e^n) - p; with torch's default threshold of 20, fp64 would lose its last digits
     return F.softplus(negatives.logsumexp(1) - positive, threshold=40)
 
 
@@ -117,7 +124,10 @@ def same_place(
     queue_position: Shaped[Tensor, " rows"],
     radius: float,
 ) -> Bool[Tensor, "batch rows"]:
-    """Which rows of a queue are of a query's own subject and no farther than `radius` (share of the axis) from it."""
+    """Mark, for each query, the rows of a queue with the same subject and a position at most `radius` away.
+
+    Positions and `radius` are shares of the slice axis.
+    """
     far = position[:, None].double() - queue_position
-    own = (subject[:, None] == queue_subject) & (queue_subject >= 0)  # -1 is nobody
+    own = (subject[:, None] == queue_subject) & (queue_subject >= 0)  # -1 marks a row without a subject
     return own & (far.abs() <= radius + TIE)

@@ -1,4 +1,4 @@
-"""Contrast of regions inside a sample: the same place in both views against the sample's other places."""
+"""Local InfoNCE: the same place in both views of a sample is contrasted with the other places of the sample."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,23 +17,25 @@ from medcl_monai.transforms.regions import Regions, sample_regions
 
 
 class LocalInfoNCELoss(TermLoss):
-    """Each region must find itself in the other view's map among the regions of its sample.
+    """Trains each region to find itself in the other view's feature map, among all regions of the same sample.
 
-    The local term of Hassanpour et al. 2024 (https://arxiv.org/abs/2402.14611). Differs from the authors' code, whose
-    local term reads the image and so trains nothing, in: regions of a feature map, the same physical place in both
-    views, each region its own positive. The views draw the regions, see `draw_regions`.
+    The loss is the local term of Hassanpour et al. 2024 (https://arxiv.org/abs/2402.14611). In the authors' code the
+    local term reads the image, so the term trains nothing. Differences from the authors' code: regions are taken from a
+    feature map; a region is the same physical place in both views; each region is its own positive. The views draw the
+    regions with `draw_regions`.
 
     Args:
-        temperature: divides the cosine similarities, above 0.
-        min_distance: regions nearer than this in either view are no negatives of each other; cells of the map, 0 or
-            more.
-        match: finds each region in the other view's map: `match_by_location` (None) or `match_by_feature`.
-        weight: of this term in the sum that is minimised. No unit; 0 leaves the term out.
-        query: key of the map of view 1 in the network's output.
-        key: key of the map of view 2.
+        temperature: the cosine similarities are divided by this number, the paper's τ; no unit, above 0.
+        min_distance: two regions nearer to each other than this distance, in either view, are not used as negatives of
+            each other; in cells of the feature map, 0 or more. 0: all other regions of the sample are negatives.
+        match: function that finds each region in the other view's feature map, `match_by_location` or
+            `match_by_feature`; None: `match_by_location`.
+        weight: weight of this term in the sum that is minimised; no unit, 0 or more. 0: the term is left out.
+        query: key of the feature map of view 1 in the network's output.
+        key: key of the feature map of view 2 in the network's output.
 
     Raises:
-        ValueError: a number out of range; in `forward`: a target without ``regions``.
+        ValueError: a number is out of range; in `forward`: the target has no ``regions``.
     """
 
     contrasts = ("local",)
@@ -56,7 +58,10 @@ class LocalInfoNCELoss(TermLoss):
         self.match, self.query, self.key = match_by_location if match is None else match, query, key
 
     def forward(self, output: Mapping[str, Tensor], target: Mapping[str, object]) -> dict[str, Tensor]:
-        """The one weighted term of two maps (B, C, *L); `target` holds ``regions``."""
+        """Return the weighted term ``local`` of two maps (B, C, *L); `target` holds ``regions``.
+
+        If the weight is 0, no term is returned.
+        """
         if self.weight == 0:
             return {}
         if "regions" not in target:
@@ -72,7 +77,7 @@ class LocalInfoNCELoss(TermLoss):
 def match_by_location(
     anchor: Float[Tensor, "batch regions dim"], key_map: Float[Tensor, "batch dim *size"], regions: Regions
 ) -> tuple[Float[Tensor, "batch regions dim"], Regions]:
-    """The key map at the same physical places, as the views' warps give them."""
+    """Sample the key map at the physical places of the anchors, which the warps of the views give."""
     return sample_regions(key_map, regions.points_2), regions
 
 
@@ -80,9 +85,10 @@ def match_by_location(
 def match_by_feature(
     anchor: Float[Tensor, "batch regions dim"], key_map: Float[Tensor, "batch dim *size"], regions: Regions
 ) -> tuple[Float[Tensor, "batch regions dim"], Regions]:
-    """The cells of the key map that look most like the anchors, whatever their place.
+    """Find the cells of the key map that are most similar to the anchors, wherever the cells lie.
 
-    The idea of DenseCL (Wang et al. 2021, https://arxiv.org/abs/2011.09157); for warps that are elastic or unknown.
+    The idea is that of DenseCL (Wang et al. 2021, https://arxiv.org/abs/2011.09157). The function is for warps that are
+    elastic or unknown.
     """
     size = key_map.shape[2:]
     cells = F.normalize(key_map.detach().flatten(2).to(anchor), dim=1)
@@ -97,7 +103,7 @@ def match_by_feature(
 def near_regions(
     regions: Regions, size: tuple[int, ...], min_distance: float
 ) -> Bool[Tensor, "batch regions regions"]:
-    """Which regions of a sample are nearer than `min_distance` cells of a map to each other, in either view."""
+    """Mark the pairs of regions of a sample that are nearer to each other than `min_distance` cells, in either view."""
     near = []
     for points in regions[:2]:
         cells = points * (torch.tensor(tuple(size)[::-1]).to(points) / 2)
@@ -112,18 +118,18 @@ def local_infonce(
     near: Bool[Tensor, "batch regions regions"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    r"""Cross entropy of each region against the regions of its sample; mean over the valid ones, 0 if there is none.
+    r"""Compute the cross entropy of each region against the regions of its sample, as the mean over the valid regions.
 
     .. math:: \ell_r = \log \sum_{s \in V(r)} e^{a_r \cdot b_s / \tau} - a_r \cdot b_r / \tau
 
-    V(r) holds r and the valid regions that are not near to it. Gradient goes to the anchors alone; all numbers leave
-    autocast, are normalised and fp32 at least.
+    V(r) contains r and the valid regions that are not near r. If no region is valid, the loss is 0. Only the anchors
+    receive a gradient. The embeddings are normalised, and the computation runs outside of autocast, in fp32 at least.
 
     Args:
         anchor: embeddings of the regions in view 1.
-        positive: of the same regions in view 2.
-        valid: which both views show.
-        near: which are too near to each other to be negatives.
+        positive: embeddings of the same regions in view 2.
+        valid: the regions that both views show.
+        near: the pairs of regions that are too near to each other to be negatives.
         temperature: τ, above 0.
 
     Raises:
@@ -141,7 +147,7 @@ def local_infonce_rows(
     near: Bool[Tensor, "batch regions regions"],
     temperature: float,
 ) -> Float[Tensor, "batch regions"]:
-    """The ℓ of each region, valid or not; see `local_infonce`."""
+    """Compute the loss ℓ of each region, valid or not; `local_infonce` gives the formula."""
     check_temperature(temperature)
     a = F.normalize(anchor, dim=-1) / temperature
     b = F.normalize(positive.detach().to(a), dim=-1)

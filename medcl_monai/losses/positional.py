@@ -1,4 +1,4 @@
-"""Positional contrast: slices from nearby places attract each other, whoever they belong to."""
+"""Positional contrast: slices at nearby positions attract each other, whichever subjects they belong to."""
 
 from collections.abc import Mapping
 
@@ -13,25 +13,28 @@ from medcl_monai.losses.cosine import check_temperature
 from medcl_monai.losses.terms import TermLoss
 from medcl_monai.precision import full_precision
 
-TIE = 1e-6  # differences of positions tie with the threshold for many depths; rounding must not decide
+TIE = 1e-6  # for many depths, a difference of positions equals the threshold; rounding must not decide
 
 
 class PositionalContrastiveLoss(TermLoss):
-    """Pull together embeddings of slices at nearby positions, push apart all others.
+    """Pulls together the embeddings of slices at nearby positions, and pushes apart all other embeddings.
 
-    Zeng D. et al. 2021 (PCL); Zeng S. et al. 2023, eq. 9 and 10, https://arxiv.org/abs/2309.11876, with the mean
-    over anchors for the sum. See `positional_contrast`.
+    Zeng D. et al. 2021 (PCL); Zeng S. et al. 2023, eq. 9 and 10, https://arxiv.org/abs/2309.11876, with the mean over
+    the anchors in place of the sum. `positional_contrast` gives the formula.
 
     Args:
-        first: key of one view's embeddings in the network's output: (N, C), or a map (N, C, *S).
-        second: key of the other view's.
-        temperature: divides the cosine similarities; the paper's τ. No unit, above 0.
-        threshold: slices nearer than this share of the axis are positives; the paper's t. Above 1e-6.
-        weight: of this term in the sum that is minimised. No unit.
-        gather: whether negatives come from all processes.
+        first: key of the first view's embeddings in the network's output; the embeddings are (N, C), or a map
+            (N, C, *S).
+        second: key of the second view's embeddings in the network's output.
+        temperature: the cosine similarities are divided by this number, the paper's τ; no unit, above 0.
+        threshold: slices whose positions differ by less than this share of the slice axis are positives of each other,
+            the paper's t; above 1e-6.
+        weight: weight of this term in the sum that is minimised; no unit.
+        gather: whether slices are contrasted with the slices of all processes; false: with the slices of the same
+            process only.
 
     Raises:
-        ValueError: `temperature` or `threshold` out of range.
+        ValueError: `temperature` or `threshold` is out of range.
     """
 
     contrasts = ("contrast",)
@@ -53,7 +56,7 @@ class PositionalContrastiveLoss(TermLoss):
         self.temperature, self.threshold = temperature, threshold
 
     def forward(self, output: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The one weighted term; `target` holds `position` (N,)."""
+        """Return the weighted term ``contrast``; `target` holds ``position`` (N,)."""
         rows = dense_rows(output[self.first]), dense_rows(output[self.second])
         contrast = pair_contrast if self.gather else local_pair_contrast
         return {"contrast": self.weight * contrast(*rows, target["position"], self.temperature, self.threshold)}
@@ -67,23 +70,23 @@ def positional_contrast(
     threshold: float,
     anchors: slice | Tensor = slice(None),
 ) -> Float[Tensor, ""]:
-    r"""Contrast of rows by position, at each site separately; the mean over anchors and sites.
+    r"""Contrast rows by position, at each site separately, and return the mean over anchors and sites.
 
     .. math:: \ell_a = \log \sum_{b \neq a} e^{g_{ab}} - \frac{1}{|P(a)|} \sum_{b \in P(a)} g_{ab},\quad
         g_{ab} = \hat z_a \cdot \hat z_b / \tau,\quad P(a) = \{b \neq a : |p_a - p_b| < t - 10^{-6}\}
 
-    The denominator holds the positives too. All numbers leave autocast and are fp32 at least.
+    The denominator contains the positives too. The computation runs outside of autocast, in fp32 at least.
 
     Args:
-        embeddings: rows to be compared at each site: all views of all samples, one after another. Every row needs a
-            positive; the other view of its own sample is one.
-        position: of each row along the volume's axis, in [0, 1]. Compared in fp64.
+        embeddings: rows that are compared at each site: all views of all samples, one view after another. Every row
+            needs a positive; the other view of the row's own sample is a positive.
+        position: position of each row along the slice axis of its volume, in [0, 1]; positions are compared in fp64.
         temperature: the paper's τ, above 0.
         threshold: the paper's t, above 1e-6.
-        anchors: rows whose ℓ are averaged; all rows are compared with.
+        anchors: rows whose losses ℓ are averaged; each anchor is compared with all rows.
 
     Raises:
-        ValueError: `temperature` or `threshold` out of range, or an anchor without a positive.
+        ValueError: `temperature` or `threshold` is out of range, or an anchor has no positive.
 
     Example:
         >>> views = torch.eye(2).repeat(2, 1)
@@ -103,7 +106,7 @@ def positional_contrast(
         raise ValueError(f"no row is nearer than {threshold} to the row at position {float(lonely)}: its mean is empty")
     z = F.normalize(embeddings, dim=-1)
     logits = (z[..., anchors, :] / temperature) @ z.mT
-    # the share is 0 on the diagonal, whose logit is still finite here: 0 times -inf would be NaN
+    # the share is 0 on the diagonal, where the logits must still be finite, since 0 times -inf is NaN
     attraction = (logits * (near.to(logits.dtype) / positives)).sum(-1)
     return (logits.masked_fill_(itself, -torch.inf).logsumexp(-1) - attraction).mean()
 
@@ -115,11 +118,11 @@ def pair_contrast(
     temperature: float,
     threshold: float,
 ) -> Float[Tensor, ""]:
-    """Positional contrast of two views against the rows of all processes; a process scores its own rows.
+    """Compute the positional contrast of two views against the rows of all processes; a process scores its own rows.
 
-    The value is the sum over own rows, divided by all processes' rows per process: the mean over processes (what
-    DistributedDataParallel makes of gradients) is the value of one process that holds all rows. Without a group this
-    is `local_pair_contrast`.
+    The value is the sum over the process's own rows, divided by the mean number of rows per process. So the mean of the
+    value over processes equals the value of one process that holds all rows. DistributedDataParallel takes the same
+    mean of the gradients. Without a process group, the function is `local_pair_contrast`.
     """
     if world_size() == 1:
         return local_pair_contrast(first, second, position, temperature, threshold)
@@ -140,17 +143,17 @@ def local_pair_contrast(
     temperature: float,
     threshold: float,
 ) -> Float[Tensor, ""]:
-    """Positional contrast of two views of the samples of this process alone."""
+    """Compute the positional contrast of two views of the samples of this process alone."""
     return positional_contrast(_join(first, second), position.repeat(2), temperature, threshold)
 
 
 def dense_rows(x: Float[Tensor, "batch dim *sites"]) -> Float[Tensor, "*flat batch dim"]:
-    """A map (N, C, *S) as rows at each site (S, N, C); embeddings (N, C) as they are."""
+    """Turn a map (N, C, *S) into rows at each site (S, N, C); embeddings (N, C) are returned as they are."""
     return x if x.ndim == 2 else x.flatten(2).permute(2, 0, 1)
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise ValueError unless the threshold lets a row be near the other view of its own sample."""
+    """Raise ValueError unless the threshold is large enough for a row to be near the other view of its own sample."""
     if not threshold > TIE:
         raise ValueError(f"threshold must be above {TIE:g} (a share of the slice axis), got {threshold}")
 
@@ -159,7 +162,7 @@ def check_threshold(threshold: float) -> None:
 def _join(
     first: Float[Tensor, "*sites batch dim"], second: Float[Tensor, "*sites batch dim"]
 ) -> Float[Tensor, "*sites rows dim"]:
-    return torch.cat([first, second], dim=-2)  # under autocast `cat` refuses or changes some dtypes
+    return torch.cat([first, second], dim=-2)  # under autocast, `cat` refuses or changes some dtypes
 
 
 def _gather_rows(x: Float[Tensor, "*sites batch dim"]) -> Float[Tensor, "*sites all dim"]:

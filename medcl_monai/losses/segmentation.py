@@ -1,4 +1,4 @@
-"""Dice and class-weighted cross entropy."""
+"""Dice loss and class-weighted cross entropy."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -10,19 +10,22 @@ from medcl_monai.precision import full_precision
 
 
 class SegmentationLoss(nn.Module):
-    """Overlap of every structure over the whole batch, and cross entropy in which rare classes count more.
+    """Computes Dice over the whole batch, and a cross entropy in which rare classes count more.
 
-    Dice is MONAI's, over the batch and with background; the weights of the cross entropy are share^-power, without
-    which small structures are not learned from few labels.
+    Dice is MONAI's `DiceLoss`, computed over the batch and with background. The class weights of the cross entropy are
+    share^-power; without class weights, small structures are not learned from few labels.
 
     Args:
-        shares: of each class among the training labels' voxels, above 0, background first.
-        class_weight_power: 0 (all classes alike) and up.
-        dice_weight: of the Dice term.
-        cross_entropy_weight: of the cross-entropy term.
+        shares: share of each class among the voxels of the training labels, background first; above 0.
+        class_weight_power: exponent p of the class weights; the cross entropy weights each class by share^-p, where
+            share is the class's share of the voxels of the training labels; no unit, 0 or more. 0: all classes have the
+            same weight.
+        dice_weight: weight of the Dice term in the sum that is minimised; no unit.
+        cross_entropy_weight: weight of the cross-entropy term in the sum that is minimised; no unit.
 
     Raises:
-        ValueError: a share is not above 0; in `forward`: a label value outside the classes.
+        ValueError: a share is not above 0, or `class_weight_power` is negative; in `forward`, on the CPU: a label value
+            outside the classes.
     """
 
     @knob_types
@@ -42,7 +45,7 @@ class SegmentationLoss(nn.Module):
     def forward(
         self, prediction: Float[Tensor, "batch classes *size"], label: Tensor
     ) -> dict[str, Float[Tensor, ""]]:
-        """Weighted terms ``dice`` and ``cross_entropy`` of logits (B, K, *S) and a label map (B, 1, *S)."""
+        """Return the weighted terms ``dice`` and ``cross_entropy`` of logits (B, K, *S) and a label map (B, 1, *S)."""
         classes = prediction.shape[1]
         target = label.long()
         if target.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
@@ -55,7 +58,7 @@ class SegmentationLoss(nn.Module):
 
 
 def class_weights(shares: Float[Tensor, " classes"], power: float) -> Float[Tensor, " classes"]:
-    """Weights share^-power, scaled so that their mean over voxels is 1.
+    """Compute the weights share^-power, scaled so that their mean over all voxels is 1.
 
     Raises:
         ValueError: a share is not above 0, or `power` is negative.

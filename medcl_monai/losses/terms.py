@@ -1,4 +1,4 @@
-"""What every loss of a method keeps: named, weighted terms; and several losses as one."""
+"""The base class of losses with named, weighted terms, and the sum of several losses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -7,28 +7,29 @@ from torch import Tensor, nn
 
 
 class TermLoss(nn.Module, ABC):
-    """A loss that returns named, weighted scalar terms, which the engine sums.
+    """A loss that returns named, weighted scalar terms; the engine sums the terms.
 
     Attributes:
-        contrasts: names of the terms that contrast embeddings, so that equal embeddings are their collapse; the
-            collapse monitor follows these.
+        contrasts: names of the terms that contrast embeddings; the collapse monitor compares each of these terms with
+            the term's value for equal embeddings.
     """
 
     contrasts: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, output: Mapping[str, Tensor], target: object) -> dict[str, Tensor]:
-        """Named, weighted terms of a network's output."""
+        """Return the named, weighted terms for a network's output."""
 
 
 class SumOfLosses(TermLoss):
-    """Several losses of the same output as one: all of their terms, under their own names.
+    """Combines several losses of the same output into one loss, which returns the terms of all these losses.
 
     Args:
-        losses: name to loss; the names are those of the module's parts and do not appear in the terms.
+        losses: the losses by name; the names become the names of the submodules and do not appear in the names of the
+            terms.
 
     Raises:
-        ValueError: no losses; in `forward`: two losses return a term of the same name.
+        ValueError: there are no losses; in `forward`: two losses return a term of the same name.
     """
 
     def __init__(self, losses: Mapping[str, TermLoss]) -> None:
@@ -39,7 +40,7 @@ class SumOfLosses(TermLoss):
         self.contrasts = tuple(name for loss in losses.values() for name in loss.contrasts)
 
     def forward(self, output: Mapping[str, Tensor], target: object) -> dict[str, Tensor]:
-        """The terms of all losses."""
+        """Return the terms of all losses."""
         terms: dict[str, Tensor] = {}
         for place, loss in self.losses.items():
             of_loss = loss(output, target)

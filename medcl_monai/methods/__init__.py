@@ -1,1 +1,1 @@
-"""The methods, one file each."""
+"""The methods of pre-training, one file per method."""

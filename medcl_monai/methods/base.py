@@ -1,4 +1,4 @@
-"""The contract of a method: what the engine, the bundles and the tests rely on."""
+"""The interface of a method, on which the engine, the bundles and the tests rely."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class Watched(NamedTuple):
-    """What the collapse monitor follows of a network's output.
+    """The parts of a network's output that the collapse monitor follows.
 
     Attributes:
-        keys: of embeddings (N, C) and maps (N, C, *S), for rank and spread.
-        pairs: pairs of keys of two views' embeddings, for alignment and uniformity.
+        keys: keys of embeddings (N, C) and maps (N, C, *S), of which the monitor measures rank and spread.
+        pairs: pairs of keys of two views' embeddings, of which the monitor measures alignment and uniformity.
     """
 
     keys: tuple[str, ...] = ("features",)
@@ -20,50 +20,59 @@ class Watched(NamedTuple):
 
 
 class PretrainingNetwork(nn.Module, ABC):
-    """A backbone with what pre-training adds to it.
+    """A backbone together with the parts that only pre-training needs.
 
-    * ``views, target = views(batch)`` is made outside, on the device: `views` is what the network reads (``view_1``
-      (B, C, *S), …, ``subject``, ``position``), `target` what the loss reads (``warp_1`` (B, D, D + 1), …).
-    * ``output = network(views)`` is a dict of named embeddings and maps. It computes no loss and changes nothing but
-      the running statistics of norm layers; whatever else changes outside of the optimiser changes in `update`.
-    * ``terms = loss(output, target)`` is a dict of named, weighted scalars, which the engine sums.
+    * ``views, target = views(batch)`` is computed outside of the network, on the device. `views` is what the network
+      reads (``view_1`` (B, C, *S), …, ``subject``, ``position``); `target` is what the loss reads (``warp_1``
+      (B, D, D + 1), …).
+    * ``output = network(views)`` is a dictionary of named embeddings and maps. This step computes no loss and changes
+      nothing but the running statistics of normalisation layers. Other state that the optimiser does not change, such
+      as a queue, changes in `update`.
+    * ``terms = loss(output, target)`` is a dictionary of named, weighted scalars, which the engine sums.
 
     Attributes:
-        backbone: the very module that is fine-tuned later, a MONAI network.
+        backbone: the MONAI network that is pre-trained; the same module is fine-tuned later.
     """
 
     backbone: nn.Module
 
     @abstractmethod
     def forward(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Named embeddings and maps of the views."""
+        """Compute the named embeddings and maps of the views."""
 
     @abstractmethod
     def trained_parts(self) -> tuple[str, ...]:
-        """Names of the backbone's tensors that pre-training moves (integer index buffers do not count)."""
+        """Return the names of the backbone's tensors that pre-training changes, without integer index buffers."""
 
     def shared_parts(self) -> tuple[str, ...]:
-        """Names of the tensors that `models/pretrained.pt` holds: `trained_parts` and what they cannot work without."""
+        """Return the names of the backbone's tensors that ``models/pretrained.pt`` holds.
+
+        The names are those of `trained_parts` and of any other tensors that the trained parts need; by default, there
+        are no other tensors.
+        """
         return self.trained_parts()
 
     def watched(self) -> Watched:
-        """What the collapse monitor follows: by default the embeddings under ``features``."""
+        """Return what the collapse monitor follows; by default the embeddings ``features``."""
         return Watched()
 
     def update(self, outputs: Sequence[dict[str, Tensor]]) -> None:
-        """What changes after an optimiser step: a momentum copy, a queue. By default nothing.
+        """Update state after an optimiser step, such as a momentum copy or a queue; by default, nothing is updated.
 
         Args:
-            outputs: of the micro-batches of this step, detached.
+            outputs: the network's outputs for the micro-batches of this step, detached.
         """
 
     def freeze_untrained(self) -> None:
-        """Take the gradient from the backbone's parameters outside `trained_parts`, as several processes require."""
+        """Switch off the gradient of the backbone's parameters outside `trained_parts`.
+
+        Training on several processes requires that parameters which do not enter the loss require no gradient.
+        """
         trained = set(self.trained_parts())
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name in trained)
 
 
 def names_beginning_with(backbone: nn.Module, prefixes: Sequence[str]) -> tuple[str, ...]:
-    """Names of the backbone's tensors that begin with one of `prefixes`, in the order of its state dict."""
+    """Return the names of the backbone's tensors that begin with one of `prefixes`, in the order of its state dict."""
     return tuple(name for name in backbone.state_dict() if name.startswith(tuple(prefixes)))

@@ -1,4 +1,4 @@
-"""Decorrelated MoCo: MoCo v2 with contrast of regions and whitened features, against dimensional collapse.
+"""Decorrelated MoCo: MoCo v2 with a contrast of regions and with whitened features, against dimensional collapse.
 
 J. Hassanpour, V. Srivastav, D. Mutter, N. Padoy, Overcoming Dimensional Collapse in Self-supervised Contrastive
 Learning for Medical Image Segmentation, ISBI 2024, arXiv 2402.14611.
@@ -28,34 +28,39 @@ from medcl_monai.networks.whitening import WhitenZCA
 from medcl_monai.transforms.regions import draw_regions
 
 logger = logging.getLogger(__name__)
-SEVERED = ("resnet18", "resnet34")  # MONAI's shortcut "A" reads out.data: no gradient passes it
+SEVERED = ("resnet18", "resnet34")  # in MONAI, their shortcut "A" reads out.data, which passes no gradient
 
 
 class DecorrelatedMoCo(PretrainingNetwork):
-    """A query network with a whitened last map, its momentum copy as key network, and a queue of older keys.
+    """A query network with whitened features, a momentum copy as key network, and a queue of older keys.
 
-    ``view_1`` goes to the query network: encoder, ZCA whitening of its last map over batch and positions, global
-    average, projector. ``view_2`` goes to the momentum copy of all of it. A local head reads an inner map of both
-    (Hassanpour et al. 2024; He et al. 2020).
+    The query network embeds ``view_1`` by the encoder, ZCA whitening of the encoder's last map over batch and
+    positions, the global average and the projector. The key network, a momentum copy of the query network, embeds
+    ``view_2``. In both networks, a local head reads an inner map (Hassanpour et al. 2024; He et al. 2020).
 
-    Differs from the authors' code in: whitening stands after the last block, in groups and exact (theirs: five
-    iterations in one group, inside the block); the local head reads a feature map (theirs the image, which trains
-    nothing); keys are normalised in chunks of a shuffled batch, on one device too.
+    Differences from the authors' code: whitening follows the last block, works in groups of channels and is exact (the
+    authors' whitening stands inside the block and makes five iterations in one group); the local head reads a feature
+    map (the authors' local term reads the image, which trains nothing); keys are normalised in chunks of a shuffled
+    batch, also on one device.
 
     Args:
         backbone: MONAI's FlexibleUNet with a residual encoder.
-        whiten: what decorrelates the encoder's last map, as `WhitenZCA` of its width; None or "none": nothing does.
-        projection_dim: width of ``query`` and ``key``.
-        local_level: the map that the local head reads: "layer1" to "layer4" of the encoder, "decoder1" to "decoder5";
-            None or "none": there is no local head.
-        local_dim: width of the local embeddings; the head's hidden layer is twice as wide.
-        queue_size: number of older keys that are kept.
-        momentum: of the copy; over a run of n steps momentum^n should fall below 0.15.
-        key_splits: number of chunks of the batch in which keys are normalised; divides the batch.
+        whiten: layer that decorrelates the channels of the encoder's last map, such as a `WhitenZCA` of the same width;
+            None or "none": the map is not decorrelated.
+        projection_dim: number of dimensions of the embeddings ``query`` and ``key``, at least 1.
+        local_level: the map that the local head reads: "layer1" to "layer4" of the encoder, or "decoder1" to
+            "decoder5"; None or "none": there is no local head.
+        local_dim: number of dimensions of the local embeddings, at least 1; the hidden layer of the local head is twice
+            as wide.
+        queue_size: number of older keys in the queue, at least 1.
+        momentum: share of its old weights that the key network keeps at each optimiser step, 0 to 1; the rest comes
+            from the query network. Over a run of n steps, momentum^n should fall below 0.15.
+        key_splits: the shuffled batch is divided into this number of chunks, and the keys of each chunk are computed
+            with the chunk's own batch statistics; at least 1, a divisor of the batch size. 1: the batch is not divided.
 
     Raises:
-        ValueError: a knob out of range, or a whitening of another width; in `forward`: a view size or a batch that does
-            not fit.
+        ValueError: a knob is out of range, or `whiten` has another width than the encoder's last map; in `forward`: the
+            view size or the batch size does not fit.
     """
 
     @knob_types
@@ -97,14 +102,16 @@ class DecorrelatedMoCo(PretrainingNetwork):
         self.queue = FeatureQueue(queue_size, projection_dim)
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings of both views, and the queue of older keys (the buffer itself, which `update` changes).
+        """Embed both views, and return the embeddings together with the queue of older keys.
+
+        The returned queue is the buffer itself, which `update` changes.
 
         Args:
-            views: ``view_1``, ``view_2`` (B, C, *S), ``subject``, ``position`` (B,).
+            views: ``view_1`` and ``view_2`` (B, C, *S), ``subject`` and ``position`` (B,).
 
         Returns:
             ``query``, ``key`` (B, projection_dim) and ``queue`` (K, projection_dim), unit vectors; ``local_query``,
-            ``local_key`` (B, local_dim, *L), not normalised; ``whitened`` (B, C), what the projector reads;
+            ``local_key`` (B, local_dim, *L), not normalised; ``whitened`` (B, C), the input of the projector;
             ``features`` (B, C), the pooled last map before whitening, without gradient; ``subject``, ``position``,
             ``queue_subject``, ``queue_position``.
         """
@@ -119,23 +126,29 @@ class DecorrelatedMoCo(PretrainingNetwork):
         return {**output, "subject": views["subject"], "position": views["position"]}
 
     def update(self, outputs: Sequence[Mapping[str, Tensor]]) -> None:
-        """After an optimiser step: the copy follows, then the keys of all micro-batches and processes are queued."""
+        """Update the key network after an optimiser step, then queue the keys of all micro-batches and processes."""
         self.key_network.update(self._parts())
         if outputs:
             rows = (torch.cat([output[name] for output in outputs]) for name in ("key", "subject", "position"))
             self.queue.push(*(gather(part) for part in rows))
 
     def watched(self) -> Watched:
-        """The encoder's pooled last map, whitened and not, the query, and the local map."""
+        """Return the encoder's pooled last map before and after whitening, the query and the local map.
+
+        Query and key are the pair of embeddings.
+        """
         return Watched(("features", "whitened", "query", "local_query"), (("query", "key"),))
 
     def trained_parts(self) -> tuple[str, ...]:
-        """The encoder; with a local head on the decoder also the blocks up to it."""
+        """Return the names of the encoder's tensors.
+
+        If the local head reads a map of the decoder, the tensors of the decoder blocks up to this map are included.
+        """
         blocks = tuple(f"decoder.blocks.{k}." for k in range(self.decoder_stages))
         return names_beginning_with(self.backbone, ("encoder.", *blocks))
 
     def _parts(self) -> dict[str, nn.Module]:
-        """What is trained, and copied, by name."""
+        """Return, by name, the modules that are trained and that the key network copies."""
         parts = {"encoder": self.backbone.encoder, "whiten": self.whiten, "projector": self.projector}
         if self.local_head is not None:
             parts["local_head"] = self.local_head
@@ -157,11 +170,12 @@ class DecorrelatedMoCo(PretrainingNetwork):
         return output
 
     def _keys(self, view: Tensor) -> dict[str, Tensor]:
-        """Embeddings by the copy, a shuffled chunk at a time: query and key share no statistics of the batch.
+        """Embed a view with the key network, one chunk of the shuffled batch at a time.
 
-        On any number of processes this does what shuffling over processes does in MoCo.
+        So a query and its key do not share batch statistics, on any number of processes. MoCo shuffles over processes
+        to the same end.
         """
-        if self.key_splits == 1:  # batch statistics do not see the order
+        if self.key_splits == 1:  # batch statistics do not depend on the order of the samples
             return self._embed(view, self.key_network.copies)
         order = torch.randperm(len(view)).to(view.device)
         chunks = [self._embed(chunk, self.key_network.copies) for chunk in view[order].chunk(self.key_splits)]
@@ -193,10 +207,12 @@ class DecorrelatedMoCo(PretrainingNetwork):
         return decoder_widths(self.backbone)[self.decoder_stages - 1] if self.decoder_stages else widths[self.level]
 
 def read_level(local_level: str) -> tuple[int, int]:
-    """Place among the encoder's maps and number of decoder blocks (0 of an encoder level) of a level's name.
+    """Translate the name of a level into the index of an encoder map and a number of decoder blocks.
+
+    For a level of the encoder, the number of decoder blocks is 0.
 
     Raises:
-        ValueError: no such level.
+        ValueError: there is no level of this name.
     """
     found = re.fullmatch(r"(layer[1-4]|decoder[1-5])", local_level)
     if found is None:
@@ -206,32 +222,38 @@ def read_level(local_level: str) -> tuple[int, int]:
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Mean of a map over its positions, in fp32 at least."""
+    """Average a map over its positions, in fp32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(2).mean(2)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of length 1, in fp32 at least."""
+    """Scale rows to length 1, in fp32 at least."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
 
 
 class DecorrelatedMoCoLoss(TermLoss):
-    """Queries find their keys, regions find themselves; on request correlated channels cost something.
+    """Contrasts queries with keys and regions with each other, and on request penalises correlated channels.
 
-    ``L = L_global + local_weight · L_local (+ covariance_weight · L_covariance)``, see `queue_infonce`, `local_infonce`
-    and `covariance_penalty`. Decorrelation itself is a layer of the network.
+    ``L = L_global + local_weight · L_local (+ covariance_weight · L_covariance)``; `queue_infonce`, `local_infonce` and
+    `covariance_penalty` give the formulas. The method's decorrelation itself is a layer of the network.
 
     Args:
-        temperature: of the global term, above 0.
-        local_weight: of the local term; 0 leaves the term out.
-        local_temperature: of the local term, above 0.
-        min_distance: cells of the map below which regions are no negatives of each other.
-        match: `match_by_location` (None) or `match_by_feature`.
-        exclude_radius: see `QueueInfoNCELoss`.
-        covariance_weight: of the penalty on ``whitened``; 0 leaves the term out.
+        temperature: the cosine similarities of the global term are divided by this number, τ; no unit, above 0.
+        local_weight: weight of the local term in the sum that is minimised; no unit, 0 or more. 0: the term is left
+            out.
+        local_temperature: the cosine similarities of the local term are divided by this number, τ; no unit, above 0.
+        min_distance: two regions nearer to each other than this distance, in either view, are not used as negatives of
+            each other; in cells of the feature map, 0 or more. 0: all other regions of the sample are negatives.
+        match: function that finds each region in the other view's feature map, `match_by_location` or
+            `match_by_feature`; None: `match_by_location`.
+        exclude_radius: older keys of the query's own subject are not used as negatives if their position differs from
+            the query's position by at most this share of the slice axis; 0 or more. 0: only older keys at the same
+            position are left out; None or "none": all older keys are negatives, as in MoCo.
+        covariance_weight: weight of the penalty on correlated channels of ``whitened`` in the sum that is minimised; no
+            unit, 0 or more. 0: the term is left out.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
     """
 
     @knob_types
@@ -254,19 +276,21 @@ class DecorrelatedMoCoLoss(TermLoss):
         self.contrasts = self.losses.contrasts
 
     def forward(self, output: Mapping[str, Tensor], target: Mapping[str, object]) -> dict[str, Tensor]:
-        """Weighted terms ``global``, ``local`` and ``covariance``."""
+        """Return the weighted terms ``global``, ``local`` and ``covariance``; a term of weight 0 is left out."""
         return self.losses(output, target)
 
 
 class DecorrelatedMoCoViews:
-    """Two independent crops of each sample, and regions that both show.
+    """Takes two independent crops of each sample, and draws regions that both crops show.
 
-    The released RandAugment and erasing are not followed: see docs/methods/decorrelated_moco.md.
+    The RandAugment and the erasing of the released code are not used; docs/methods/decorrelated_moco.md compares the
+    views.
 
     Args:
-        crops: makes the two views, as `CropViews`: views, and a target with ``warp_1``, ``warp_2``, ``foreground_1``.
+        crops: function that makes the two views, such as `CropViews`; it returns the views and a target with
+            ``warp_1``, ``warp_2`` and ``foreground_1``.
         regions: number of regions per sample, at least 1.
-        overdraw: so many times as many points are tried to find the regions, at least 1.
+        overdraw: number of points that are tried for each region, at least 1.
     """
 
     @knob_types
@@ -274,7 +298,11 @@ class DecorrelatedMoCoViews:
         self.crops, self.regions, self.overdraw = crops, regions, overdraw
 
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """Views (``view_1``, ``view_2``) and target (``warp_1``, ``warp_2``, ``foreground_1``, ``regions``, …)."""
+        """Return the views and the target of a batch.
+
+        The views (``view_1``, ``view_2``, …) and the target (``warp_1``, ``warp_2``, ``foreground_1``, …) come from
+        `crops`; ``regions`` are added to the target.
+        """
         views, target = self.crops(batch)
         warps = target["warp_1"], target["warp_2"]
         return views, {**target, "regions": draw_regions(*warps, self.regions, self.overdraw, target["foreground_1"])}

@@ -1,7 +1,7 @@
-"""JCL: encoder and part of the decoder are pre-trained at once, by contrast at three levels.
+"""JCL: pre-trains the encoder and part of the decoder together, by contrast at three levels.
 
-S. Zeng et al., Multi-level Asymmetric Contrastive Learning for Medical Image Segmentation Pre-training,
-arXiv 2309.11876 (version 1 calls the method JCL, later ones MACL), IEEE JBHI 2026, doi 10.1109/JBHI.2026.3669549.
+S. Zeng et al., Multi-level Asymmetric Contrastive Learning for Medical Image Segmentation Pre-training, arXiv
+2309.11876 (version 1 calls the method JCL, later versions MACL), IEEE JBHI 2026, doi 10.1109/JBHI.2026.3669549.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,27 +29,30 @@ from medcl_monai.transforms.views import jitter, random_warp, resample
 
 
 class JCL(PretrainingNetwork):
-    """One encoder in two branches: images at full size, and images reduced by 2^-stages with part of the decoder.
+    """One encoder in two branches: one for images at full size, one for reduced images with part of the decoder.
 
     The auxiliary branch encodes ``aligned_2`` and ``view_2`` at full size. The dominant branch encodes ``aligned_1``
-    and ``view_1``, reduced by 2^-stages, and applies the first `stages` decoder stages, which undo the reduction: its
-    pixel map has the grid of the auxiliary bottleneck. There is no momentum copy, no stop-gradient and no queue: all
-    terms send gradient to both branches (Zeng et al., section 3).
+    and ``view_1``, reduced by 2^-stages, and applies the first `stages` decoder stages. These stages undo the
+    reduction, so the pixel map of the dominant branch has the same grid as the bottleneck of the auxiliary branch.
+    There is no momentum copy, no stop-gradient and no queue: all terms send a gradient to both branches (Zeng et al.,
+    section 3).
 
-    Differs from the authors' code in: images and bottlenecks are reduced by the mean over blocks (theirs is bilinear,
-    corner-aligned: `corner_aligned`), decoder stages beyond `stages` are not run.
+    Differences from the authors' code: images and bottlenecks are reduced by the mean over blocks (the authors use
+    bilinear interpolation with aligned corners: `corner_aligned`); decoder stages beyond `stages` are not run.
 
     Args:
         backbone: MONAI's BasicUNet.
-        stages: decoder stages that are trained, the paper's n; 0 to 4. Also sets the reduction 2^-n.
-        projection_dim: width of the image heads' hidden layer and embedding.
-        image: whether the image level exists.
-        pixel: whether the pixel level exists.
-        corner_aligned: reduce as released: linear interpolation with aligned corners.
+        stages: number of decoder stages that are pre-trained, the paper's n; 0 to 4. The dominant branch reads images
+            that are reduced by the factor 2^-n.
+        projection_dim: number of dimensions of the image-level embeddings, and width of the image heads' hidden layer.
+        image: whether the network computes embeddings of whole images (the image level).
+        pixel: whether the network computes embeddings at each site of a map (the pixel level).
+        corner_aligned: whether images and bottlenecks are reduced as in the released code, by linear interpolation with
+            aligned corners; false: by the mean over blocks.
 
     Raises:
-        ValueError: both levels off (then the decoder stages would not be trained), `stages` out of range; in
-            `forward`: a view size that the two branches cannot share.
+        ValueError: `image` and `pixel` are both off, so that nothing would train the decoder stages; `stages` is out of
+            range; in `forward`: the view size does not fit the two branches.
     """
 
     @knob_types
@@ -74,15 +77,15 @@ class JCL(PretrainingNetwork):
         self.freeze_untrained()
 
     def forward(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings and maps of both branches.
+        """Compute the embeddings and maps of both branches.
 
         Args:
             views: ``aligned_1``, ``aligned_2``, ``view_1``, ``view_2``, each (B, C, *S).
 
         Returns:
             ``feature_dominant``, ``feature_auxiliary`` (B, C, *S/2^(4+n)); ``pixel_dominant``, ``pixel_auxiliary``
-            (B, C', *S/16); ``image_dominant``, ``image_auxiliary`` (B, projection_dim); ``features`` (B, C), the
-            pooled auxiliary bottleneck without gradient, for the collapse monitor.
+            (B, C', *S/16); ``image_dominant``, ``image_auxiliary`` (B, projection_dim); ``features`` (B, C), the pooled
+            auxiliary bottleneck without gradient, for the collapse monitor.
         """
         check_view_size(views["aligned_1"].shape[2:], self.stages)
         bottleneck = encode(self.backbone, views["aligned_2"])[-1]
@@ -95,7 +98,7 @@ class JCL(PretrainingNetwork):
         if self.pixel_auxiliary is not None:
             output["pixel_dominant"] = decode(self.backbone, maps, self.stages)
             output["pixel_auxiliary"] = self.pixel_auxiliary(bottleneck)
-        # the spatially varied pair has passes of its own: stacked, batch norm would leak one pair into the other
+        # the varied pair is encoded by itself: in one batch with the aligned pair, batch norm would mix the two pairs
         if self.image_dominant is not None and self.image_auxiliary is not None:
             reduced = encode(self.backbone, self.reduce(views["view_1"]))
             output["image_dominant"] = self.image_dominant(decode(self.backbone, reduced, self.stages))
@@ -103,7 +106,7 @@ class JCL(PretrainingNetwork):
         return output
 
     def reduce(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *reduced"]:
-        """Images or bottlenecks reduced by 2^-stages in every axis."""
+        """Reduce images or bottlenecks by 2^-stages along every axis."""
         if self.stages == 0:
             return x
         factor = 2**self.stages
@@ -114,31 +117,38 @@ class JCL(PretrainingNetwork):
         return pool(x, factor)
 
     def watched(self) -> Watched:
-        """The embeddings of both branches at each level, and the pooled bottleneck."""
+        """Return the embeddings of both branches at each level, and the pooled bottleneck of the auxiliary branch."""
         levels = [(f"{level}_auxiliary", f"{level}_dominant") for level in ("feature", "pixel", "image")]
         return Watched(("features", *(key for pair in levels for key in pair)), tuple(levels))
 
     def trained_parts(self) -> tuple[str, ...]:
-        """The encoder and the first `stages` decoder stages."""
+        """Return the names of the tensors of the encoder and of the first `stages` decoder stages."""
         return names_beginning_with(self.backbone, ENCODER + DECODER[: self.stages])
 
 
 class JCLLoss(TermLoss):
-    """Pull together slices at nearby positions as a whole and site by site, and the bottlenecks of both branches.
+    """Pulls together slices at nearby positions, as whole images and site by site, and both branches' bottlenecks.
 
-    Zeng et al., eq. 8 to 11: ``L = λ1 L_g + λ2 L_d + λ3 L_ER``, with means for sums over anchors.
+    Zeng et al., eq. 8 to 11: ``L = λ1 L_g + λ2 L_d + λ3 L_ER``, with means over the anchors in place of sums.
 
     Args:
-        image_weight: the paper's λ1. A term of weight 0 is neither computed nor returned.
-        pixel_weight: λ2.
-        feature_weight: λ3.
-        temperature: τ, above 0.
-        threshold: slices nearer than this share of the axis are positives, above 1e-6.
-        base_temperature: β; multiplies the contrasts by τ/β, as the released code does with 0.07. None: factor 1.
-        gather: whether negatives come from all processes.
+        image_weight: weight of the contrast of whole images, the paper's λ1; no unit, 0 or more. 0: the term is left
+            out.
+        pixel_weight: weight of the contrast at each site of the pixel maps, the paper's λ2; no unit, 0 or more. 0: the
+            term is left out.
+        feature_weight: weight of the distance between the bottlenecks of both branches, the paper's λ3; no unit, 0 or
+            more. 0: the term is left out.
+        temperature: the cosine similarities are divided by this number, the paper's τ; no unit, above 0.
+        threshold: slices whose positions differ by less than this share of the slice axis are positives of each other,
+            the paper's t; above 1e-6.
+        base_temperature: the contrasts are multiplied by τ divided by this number, as in the released code, which uses
+            0.07; no unit, above 0. None: the contrasts are not multiplied.
+        gather: whether slices are contrasted with the slices of all processes; false: with the slices of the same
+            process only.
 
     Raises:
-        ValueError: all weights 0, one negative, `temperature`, `threshold` or `base_temperature` out of range.
+        ValueError: all weights are 0, a weight is negative, or `temperature`, `threshold` or `base_temperature` is out
+            of range.
     """
 
     contrasts = ("image", "pixel")
@@ -167,7 +177,10 @@ class JCLLoss(TermLoss):
         self.contrast = pair_contrast if gather else local_pair_contrast
 
     def forward(self, output: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weighted terms ``image``, ``pixel``, ``feature``; `target` holds ``position`` (B,)."""
+        """Return the weighted terms ``image``, ``pixel`` and ``feature``; `target` holds ``position`` (B,).
+
+        A term of weight 0 is neither computed nor returned.
+        """
         terms = {}
         for level in ("image", "pixel"):
             if self.weights[level] > 0:
@@ -185,21 +198,22 @@ class JCLLoss(TermLoss):
 def feature_distance(
     dominant: Float[Tensor, "batch channels *size"], auxiliary: Float[Tensor, "batch channels *size"]
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference of the two bottlenecks, in fp32 at least (Zeng et al., eq. 11); gradient to both.
+    """Compute the mean absolute difference of the two bottlenecks, in fp32 at least (Zeng et al., eq. 11).
 
-    It is not invariant to the scale of the features: features that shrink lower it too.
+    Both bottlenecks receive a gradient. The distance depends on the scale of the features, so the distance also falls
+    when the features shrink.
     """
     return F.l1_loss(dominant, auxiliary)
 
 
 def check_view_size(size: Sequence[int], stages: int) -> None:
-    """Raise ValueError for a view size that leaves the two branches on different grids, or a bottleneck of one cell."""
+    """Raise ValueError if the view size gives the branches different grids, or gives a bottleneck of a single cell."""
     multiple = 2 ** (STAGES + stages)
     shown = tuple(size)
     if any(side % multiple for side in size):
         off = next(side for side in size if side % multiple)
         floor = off // multiple * multiple
-        near = f"{floor} or {floor + multiple}" if floor > multiple else str(2 * multiple)  # one cell would be too few
+        near = f"{floor} or {floor + multiple}" if floor > multiple else str(2 * multiple)  # one cell is not enough
         other = f", or stages={stages - 1} (multiples of {multiple // 2})" if stages else ""
         raise ValueError(
             f"JCL: view size {shown} is not a multiple of {multiple} in every axis: the backbone halves four times "
@@ -215,17 +229,22 @@ def check_view_size(size: Sequence[int], stages: int) -> None:
 
 
 class JCLViews:
-    """The aligned pair is the sample itself, twice; the varied pair is two affine resamplings with jitter.
+    """Makes an aligned pair, the sample itself twice, and a varied pair, two affine resamplings with jitter.
 
-    Zeng et al., eq. 5: the spatial-invariance group are original images, the spatial-variance group translated,
-    rotated and scaled ones. No flip: left and right are anatomy.
+    Zeng et al., eq. 5: the spatial-invariance group consists of original images, the spatial-variance group of
+    translated, rotated and scaled images. There is no flip, because left and right are different anatomy.
 
     Args:
-        rotation: degrees, each way.
-        scale_range: smallest and largest magnification, drawn log-uniformly, above 0.
-        translation: share of the side, each way, 0 or more.
-        aligned_jitter: contrast and brightness of the aligned pair, 0 (the sample, bit for bit) to 1.
-        view_jitter: contrast and brightness of the varied pair, 0 to 1.
+        rotation: largest rotation of the varied pair in degrees, in both directions, in 3D about each axis; 0: no
+            rotation.
+        scale_range: smallest and largest magnification of the varied pair, no unit, above 0; the magnification is drawn
+            log-uniformly.
+        translation: largest shift of the varied pair along each axis as a share of the sample's side, in both
+            directions; 0: no shift.
+        aligned_jitter: largest change of contrast (relative) and brightness (in the units of the images) in the aligned
+            pair, 0 to 1; 0: the aligned pair equals the sample, bit for bit.
+        view_jitter: largest change of contrast (relative) and brightness (in the units of the images) in the varied
+            pair, 0 to 1; 0: no change.
     """
 
     @knob_types
@@ -241,7 +260,11 @@ class JCLViews:
         self.aligned_jitter, self.view_jitter = aligned_jitter, view_jitter
 
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Views (``aligned_1``, ``aligned_2``, ``view_1``, ``view_2``) and target (``warp_1``, ``warp_2``, …)."""
+        """Return the views and the target of a batch.
+
+        The views hold ``aligned_1``, ``aligned_2``, ``view_1`` and ``view_2``; the target holds ``warp_1``, ``warp_2``
+        and ``image``; both hold ``position`` and ``subject``.
+        """
         sample = batch["image"]
         known = {"position": batch["position"], "subject": batch["subject"]}
         views, target = dict(known), {**known, "image": sample}

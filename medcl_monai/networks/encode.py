@@ -1,4 +1,4 @@
-"""One `encode` and one `decode` for every backbone: the maps of its encoder, finest first, and of its decoder."""
+"""Functions with one case for each class of backbone: the maps of encoder and decoder, and the encoder's parts."""
 
 from functools import singledispatch
 
@@ -7,28 +7,49 @@ from torch import Tensor, nn
 
 @singledispatch
 def encode(backbone: nn.Module, x: Tensor) -> list[Tensor]:
-    """Maps of the encoder of `backbone` for images (B, C, *S), finest first; the last is the bottleneck.
+    """Return the maps of the encoder for images (B, C, *S), finest map first; the last map is the bottleneck.
 
-    Each backbone class registers its case beside the code that knows its attribute names (`networks/unet.py`).
+    Each class of backbone registers its cases of the functions in this file where its attribute names are known, such
+    as in `networks/unet.py`.
 
     Raises:
-        TypeError: no case for this class of backbone.
+        TypeError: this class of backbone has no case.
     """
     raise TypeError(f"encode: no case for {type(backbone).__name__}; there are {_known(encode)}")
 
 
 @singledispatch
+def encoder_widths(backbone: nn.Module) -> tuple[int, ...]:
+    """Return the number of channels of each map that `encode` returns.
+
+    Raises:
+        TypeError: this class of backbone has no case.
+    """
+    raise TypeError(f"encoder_widths: no case for {type(backbone).__name__}; there are {_known(encoder_widths)}")
+
+
+@singledispatch
+def encoder_parts(backbone: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that `encode` uses; together these modules are the encoder.
+
+    Raises:
+        TypeError: this class of backbone has no case.
+    """
+    raise TypeError(f"encoder_parts: no case for {type(backbone).__name__}; there are {_known(encoder_parts)}")
+
+
+@singledispatch
 def decode(backbone: nn.Module, maps: list[Tensor], stages: int | None = None) -> Tensor:
-    """Decoder map of `backbone` after its first `stages` stages, each with its skip.
+    """Return the map of the decoder after its first `stages` stages; each stage gets its skip connection.
 
     Args:
         backbone: the network.
-        maps: what `encode` returns.
-        stages: 0 (the bottleneck itself) up to the number of stages; None is all.
+        maps: maps of the encoder, as `encode` returns them.
+        stages: number of stages, 0 (the bottleneck itself) to the number that the decoder has; None takes all stages.
 
     Raises:
-        ValueError: `stages` out of range.
-        TypeError: no case for this class of backbone.
+        ValueError: `stages` is out of range.
+        TypeError: this class of backbone has no case.
     """
     raise TypeError(f"decode: no case for {type(backbone).__name__}; there are {_known(decode)}")
 

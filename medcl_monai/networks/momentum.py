@@ -1,4 +1,4 @@
-"""A slow copy of networks, and a queue of what it made of earlier samples."""
+"""A momentum copy of networks, and a queue of the embeddings of earlier samples."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -12,18 +12,22 @@ from medcl_monai.knobs import knob_types
 
 
 class MomentumCopy(nn.Module):
-    """Copies of modules that follow them slowly: ``copy ← momentum · copy + (1 - momentum) · source``.
+    """Keeps copies of modules that follow slowly: ``copy ← momentum · copy + (1 - momentum) · source``.
 
-    He et al. 2020 (MoCo), eq. 2, https://arxiv.org/abs/1911.05722. Parameters are averaged and get no gradient; buffers
-    are copied by value. Updated after each optimiser step, the copy gives bit for bit the keys of MoCo's order (update
-    before the key pass), whose first update does nothing.
+    He et al. 2020 (MoCo), eq. 2, https://arxiv.org/abs/1911.05722. The parameters are averaged and get no gradient; the
+    buffers are copied by value. The copies are updated after each optimiser step, whereas MoCo updates the copies
+    before it computes the keys. Both orders give the same keys, bit for bit, because MoCo's first update changes
+    nothing.
 
     Args:
-        modules: name to module, as ``{"encoder": …, "projector": …}``; ``copy["encoder"]`` is the copy.
-        momentum: 0 (the source itself after each update) to 1 (never moves).
+        modules: modules that are copied, by name, such as ``{"encoder": …, "projector": …}``; ``copy["encoder"]`` is
+            the copy of the encoder.
+        momentum: share of the copy that an update keeps, 0 (each update makes the copy equal to its source) to 1 (the
+            copy never changes).
 
     Raises:
-        ValueError: `momentum` out of range; in `update`: other modules than those that were copied.
+        ValueError: `momentum` is out of range; in `update`: the names of the modules differ from the names of the
+            copies.
     """
 
     @knob_types
@@ -36,24 +40,26 @@ class MomentumCopy(nn.Module):
         self.requires_grad_(False)
 
     def __getitem__(self, name: str) -> nn.Module:
-        """The copy of a module."""
+        """Return the copy of the module `name`."""
         return self.copies[name]
 
     def update(self, modules: Mapping[str, nn.Module]) -> None:
-        """One step towards the sources, after an optimiser step."""
+        """Move the copies one step towards their sources; to be called after each optimiser step."""
         self._follow(modules, self.momentum)
 
     def follow_loads_of(self, module: nn.Module, sources: Callable[[], Mapping[str, nn.Module]]) -> None:
-        """Take over the sources whenever weights are loaded into `module`, as `initial_weights` are after the copy.
+        """Make the copies equal to their sources whenever weights are loaded into `module`.
+
+        Weights such as `initial_weights` are loaded after the copies were made.
 
         Args:
-            module: whose `load_state_dict` is followed.
-            sources: gives the modules that were copied.
+            module: the module whose `load_state_dict` is followed.
+            sources: function that returns the modules that were copied, by name.
         """
         module.register_load_state_dict_post_hook(lambda *_: self.reset(sources()))
 
     def reset(self, modules: Mapping[str, nn.Module]) -> None:
-        """Take over the sources as they are: for weights that were loaded into them after the copy was made."""
+        """Make the copies equal to their sources, after weights were loaded into the sources."""
         self._follow(modules, 0.0)
 
     @torch.no_grad()
@@ -70,17 +76,19 @@ class MomentumCopy(nn.Module):
 
 
 class FeatureQueue(nn.Module):
-    """A ring buffer of embeddings, with the subject and position of each; the oldest give way.
+    """Stores the most recent embeddings in a ring buffer, with the subject and the position of each embedding.
 
-    All of it is in the state dict, so a resumed run goes on with it. At first it holds random unit rows of no subject
-    (-1), the same in every process.
+    New embeddings replace the oldest embeddings. The state dict holds the whole queue, so a resumed run continues with
+    the same queue. At first the queue holds random unit vectors without a subject (subject -1), the same in every
+    process.
 
     Args:
-        length: rows, at least 1.
-        dim: width of the embeddings, at least 1.
+        length: number of embeddings in the queue, at least 1.
+        dim: width of an embedding in channels, at least 1.
 
     Raises:
-        ValueError: a number out of range; in `push`: embeddings of another width, or not as many subjects or positions.
+        ValueError: `length` or `dim` is below 1; in `push`: the embeddings have another width than the queue, or the
+            numbers of embeddings, subjects and positions differ.
     """
 
     @knob_types
@@ -99,12 +107,12 @@ class FeatureQueue(nn.Module):
     def push(
         self, keys: Float[Tensor, "rows dim"], subject: Int[Tensor, " subjects"], position: Shaped[Tensor, " positions"]
     ) -> None:
-        """Put rows of any number into the ring, in order; of more than its length the last ones stay.
+        """Write embeddings into the queue in order; of more embeddings than `length`, the last ones stay.
 
         Args:
-            keys: embeddings, of all processes.
-            subject: of each, 0 or more.
-            position: of each along the volume's axis.
+            keys: embeddings of all processes, in any number.
+            subject: number of the subject of each embedding, 0 or more.
+            position: position of each embedding along the slice axis of its volume.
         """
         length, dim = self.features.shape
         if keys.shape[1] != dim:

@@ -1,4 +1,4 @@
-"""Statistics of batch norm: computed for random networks, demanded wherever a network is read in `eval()`."""
+"""Running statistics of batch norm: computed for random networks, required of networks that run in `eval()`."""
 
 import torch
 from torch import nn
@@ -12,20 +12,21 @@ BATCH = 64
 @knob_types
 @torch.no_grad()
 def compute_statistics(network: nn.Module, dataset: Dataset, samples: int = 256) -> None:
-    """Compute the running mean and variance of each batch norm that never saw a batch; the others keep theirs.
+    """Compute the running mean and variance of each batch norm layer that has never seen a batch.
 
-    A random network in `eval()` divides by a variance of 1 that nobody computed, layer after layer, and its features
-    nearly vanish. So a frozen random encoder is a fair control only after this function. A network whose statistics
-    came with its weights is left as it is.
+    Other layers keep their statistics. A random network in `eval()` divides by a variance of 1 that was never computed,
+    layer after layer, and its features nearly vanish. A frozen random encoder is therefore a fair control only after
+    this function has run. A network whose statistics came with its weights does not change.
 
     Args:
-        network: changed in place, on the CPU; its modes (train, eval) stay as they are.
-        dataset: of samples with an ``image`` (C, *S), unlabelled ones if possible; `samples` of them are read, evenly
-            spaced, and their statistics are averaged over batches of 64.
-        samples: number of samples, at least 2.
+        network: the network on the CPU, which is changed in place; the modes (train, eval) of its layers stay as they
+            are.
+        dataset: dataset of samples with an ``image`` (C, *S), without labels if possible. The function reads `samples`
+            evenly spaced samples, and averages the statistics over batches of 64.
+        samples: number of samples that are read, at least 2.
 
     Raises:
-        ValueError: fewer than 2 samples.
+        ValueError: there are fewer than 2 samples.
     """
     layers = missing_statistics(network)
     if not layers:
@@ -39,9 +40,9 @@ def compute_statistics(network: nn.Module, dataset: Dataset, samples: int = 256)
     network.eval()
     for layer in momenta:
         layer.train()
-        layer.momentum = None  # the mean over batches instead of a decaying one
+        layer.momentum = None  # plain mean over batches instead of an exponential moving average
         layer.num_batches_tracked.zero_()
-    for batch in range(0, count - 1, BATCH):  # a last batch of one sample would have no variance
+    for batch in range(0, count - 1, BATCH):  # a last batch of one sample has no variance and is left out
         network(torch.stack([dataset[place]["image"] for place in places[batch : batch + BATCH]]))
     for layer, momentum in momenta.items():
         layer.momentum = momentum
@@ -50,9 +51,9 @@ def compute_statistics(network: nn.Module, dataset: Dataset, samples: int = 256)
 
 
 def missing_statistics(network: nn.Module) -> dict[str, nn.Module]:
-    """Names and layers of `network` whose running statistics are still those of a new layer: mean 0, variance 1.
+    """Return the batch norm layers, by name, whose running statistics are those of a new layer: mean 0, variance 1.
 
-    The values are looked at and not the count of batches, since many public files leave the count out.
+    The function looks at the values and not at the count of batches, because many public files leave out the count.
     """
     return {
         name: layer
@@ -65,13 +66,14 @@ def missing_statistics(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def require_statistics(network: nn.Module) -> None:
-    """Refuse a network that would be read in `eval()` with statistics that were never computed.
+    """Raise an error if a batch norm in `eval()` has running statistics that were never computed.
 
     Args:
-        network: as it stands: layers in train mode compute their statistics now.
+        network: the network in the modes in which it will run; layers in train mode are accepted, because such layers
+            compute their statistics themselves.
 
     Raises:
-        ValueError: naming the first such layer in `eval()`.
+        ValueError: a batch norm in `eval()` has no statistics; the error names the first such layer.
     """
     if missing := [name for name, layer in missing_statistics(network).items() if not layer.training]:
         kind = type(network).__name__

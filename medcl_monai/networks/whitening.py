@@ -1,4 +1,4 @@
-"""Whitening of feature maps: channels without correlation, as a layer."""
+"""Whitening of feature maps: a layer that removes the correlation between channels."""
 
 import logging
 from collections.abc import Callable
@@ -12,20 +12,22 @@ from medcl_monai.knobs import knob_types
 from medcl_monai.precision import full_precision
 
 logger = logging.getLogger(__name__)
-# enough for the worst condition that the type can tell (each step divides it by 2.25); asks the device nothing
+# enough iterations for the largest condition number that the type can represent: each iteration divides the condition
+# number by 2.25; a fixed number needs no test for convergence, which would wait for the device
 NEWTON_STEPS = {torch.float32: 28, torch.float64: 56}
-SMALLEST = 1e-12  # eigenvalue
+SMALLEST = 1e-12  # smaller eigenvalues and norms are raised to this number
 
 
 def inverse_root_eigh(matrices: Float[Tensor, "*batch g g"]) -> Float[Tensor, "*batch g g"]:
-    r"""Σ^(-1/2) of symmetric positive matrices by eigenvalues, with a backward of its own.
+    r"""Compute Σ^(-1/2) of symmetric positive matrices by eigenvalues, with a backward pass of its own.
 
-    With :math:`\Sigma = U \mathrm{diag}(r^2) U^\top` and the upstream gradient G, the formula of Daleckii and Krein:
-    :math:`d\Sigma = \mathrm{sym}(U ((U^\top G U) \circ K) U^\top),\ K_{ij} = -1 / (r_i r_j (r_i + r_j))`. It is finite
-    at repeated eigenvalues, where the gradient of ``torch.linalg.eigh`` is NaN.
+    With :math:`\Sigma = U \mathrm{diag}(r^2) U^\top` and the upstream gradient G, the backward pass is the formula of
+    Daleckii and Krein:
+    :math:`d\Sigma = \mathrm{sym}(U ((U^\top G U) \circ K) U^\top),\ K_{ij} = -1 / (r_i r_j (r_i + r_j))`.
+    The formula is finite at repeated eigenvalues, where the gradient of ``torch.linalg.eigh`` is NaN.
 
     Raises:
-        ValueError: the eigenvalues cannot be had, as those of NaN.
+        ValueError: the eigenvalues cannot be computed, for example because a matrix contains NaN.
     """
     return _InverseRoot.apply(matrices)
 
@@ -33,14 +35,15 @@ def inverse_root_eigh(matrices: Float[Tensor, "*batch g g"]) -> Float[Tensor, "*
 def inverse_root_newton(
     matrices: Float[Tensor, "*batch g g"], steps: int | None = None
 ) -> Float[Tensor, "*batch g g"]:
-    """Σ^(-1/2) of symmetric positive matrices by products alone: the coupled Newton-Schulz iteration.
+    """Compute Σ^(-1/2) of symmetric positive matrices by matrix products alone: the coupled Newton-Schulz iteration.
 
-    Guo and Higham 2006, SIAM J. Matrix Anal. Appl. 28(3): only the coupled form is stable; IterNorm (Huang et al. 2019,
-    https://arxiv.org/abs/1904.03441) uses the other one.
+    Guo and Higham 2006, SIAM J. Matrix Anal. Appl. 28(3): only the coupled form of the iteration is stable. IterNorm
+    (Huang et al. 2019, https://arxiv.org/abs/1904.03441) uses the form that is not coupled.
 
     Args:
-        matrices: (…, g, g).
-        steps: of the iteration; 22 suffice for a condition of g / 1e-4. None: 28 in fp32, 56 in fp64.
+        matrices: symmetric positive matrices (…, g, g).
+        steps: number of iterations; 22 iterations are enough for a condition number of g / 1e-4. None: 28 in fp32, 56
+            in fp64.
     """
     eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     norm = matrices.flatten(-2).norm(dim=-1)[..., None, None].clamp(min=SMALLEST)
@@ -52,26 +55,27 @@ def inverse_root_newton(
 
 
 class WhitenZCA(nn.Module):
-    r"""ZCA whitening of channels over batch and positions, in groups: :math:`Y = (\Sigma + \rho I)^{-1/2} (X - \mu)`.
+    r"""Whitens channels over batch and positions, in groups (ZCA): :math:`Y = (\Sigma + \rho I)^{-1/2} (X - \mu)`.
 
-    Huang et al. 2018 (Decorrelated Batch Normalization, https://arxiv.org/abs/1804.08450), with the ridge
-    :math:`\rho = \epsilon\, \mathrm{tr}(\Sigma)/g + \text{floor}`, which keeps the gradient of collapsed features
-    finite. No scale and no shift. In training Σ and μ are those of the batch, over all processes; in `eval` the running
-    ones (the covariance is averaged, never its root). All numbers leave autocast and are fp32 at least.
+    The method is that of Huang et al. 2018 (Decorrelated Batch Normalization, https://arxiv.org/abs/1804.08450), with
+    the ridge :math:`\rho = \epsilon\, \mathrm{tr}(\Sigma)/g + \text{floor}`, where g is the group size. The ridge keeps
+    the gradient of collapsed features finite. The layer has no scale and no shift. In training, Σ and μ are computed
+    from the batch, over all processes. In `eval`, Σ and μ are the running averages; the covariance is averaged, never
+    its inverse root. The layer runs outside autocast, in fp32 or fp64.
 
     Args:
-        channels: of the maps.
-        group_size: channels that are decorrelated together; divides `channels`. A batch needs twice as many samples
-            (batch × positions, of all processes), four times are better.
-        eps: ridge relative to the mean variance of a group, 0 or more.
-        floor: ridge in squared units of the features, 0 or more.
-        momentum: share of a batch in the running statistics, 0 to 1.
-        inverse_root: `inverse_root_eigh` or `inverse_root_newton`.
-        shuffle_groups: fresh random groups in every batch (Hua et al. 2021, https://arxiv.org/abs/2105.00470); `eval`
-            and `fold` use the groups in order.
+        channels: number of channels of the maps.
+        group_size: number of channels that are decorrelated together, a divisor of `channels`. A batch needs at least
+            twice as many samples (batch × positions, over all processes) as this number; four times as many are better.
+        eps: ridge as a share of the mean variance of a group, 0 or more; no unit.
+        floor: constant part of the ridge, in squared units of the features, 0 or more.
+        momentum: weight of the current batch in the running averages, 0 to 1.
+        inverse_root: function that computes the inverse root: `inverse_root_eigh` or `inverse_root_newton`.
+        shuffle_groups: whether every batch gets new random groups of channels (Hua et al. 2021,
+            https://arxiv.org/abs/2105.00470); in `eval` and in `fold`, the groups are consecutive channels.
 
     Raises:
-        ValueError: a number out of range; in `forward`: too few samples.
+        ValueError: a number is out of range; in `forward`: the batch has too few samples.
     """
 
     @knob_types
@@ -98,7 +102,7 @@ class WhitenZCA(nn.Module):
 
     @full_precision
     def forward(self, x: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
-        """Whitened maps (B, C, *S) or embeddings (B, C)."""
+        """Whiten maps (B, C, *S) or embeddings (B, C)."""
         rows = x.movedim(1, 0).flatten(1)
         if not self.training:
             white = self._whiten(rows - self.running_mean.to(rows)[:, None], self.running_covariance.to(rows))
@@ -107,7 +111,9 @@ class WhitenZCA(nn.Module):
         return white.unflatten(1, (len(x), *x.shape[2:])).movedim(0, 1)
 
     def fold(self, spatial_dims: int) -> nn.Module:
-        """The layer with its running statistics as a grouped convolution, 1 wide: for deployment or a linear probe.
+        """Return the layer with its running averages as a grouped convolution of kernel size 1.
+
+        The convolution is meant for deployment and for a linear probe.
 
         Raises:
             ValueError: `spatial_dims` is not 1, 2 or 3.
@@ -126,7 +132,7 @@ class WhitenZCA(nn.Module):
     def _by_batch(
         self, rows: Float[Tensor, "channels samples"], shape: torch.Size
     ) -> Float[Tensor, "channels samples"]:
-        # one collective for the count and the sums
+        # one collective call sums the rows and counts the samples
         sums = total(torch.cat([rows.sum(1), rows.new_tensor([rows.shape[1]])]))
         samples = sums[-1].detach()
         self._check(int(samples) if world_size() > 1 else rows.shape[1], shape)

@@ -1,1 +1,1 @@
-"""MLflow that never kills a training."""
+"""Tracking with MLflow; failures of MLflow never stop the training."""

@@ -1,4 +1,4 @@
-"""A local record, written while a server was lost, to the server."""
+"""Sends a local record, written while MLflow could not be reached, to an MLflow store or server."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,16 @@ from medcl_monai.tracking.tracker import Tracker
 
 
 def replay(record: str | Path, tracking_uri: str) -> str:
-    """Send a local record to a store or server; the run's id.
+    """Send a local record to an MLflow store or server, and return the id of the MLflow run.
 
     Args:
-        record: the file ``tracking_….jsonl`` that a training wrote when its server was lost.
-        tracking_uri: where it goes. A run that the server has already is continued.
+        record: the file ``tracking_….jsonl`` that a training run wrote because the server could not be reached.
+        tracking_uri: address of the MLflow store or server that gets the record. If the store or server has the run
+            already, the run is continued.
 
     Raises:
-        FileNotFoundError: no such record.
-        ValueError: it is no record.
+        FileNotFoundError: the record does not exist.
+        ValueError: the file is not a record.
     """
     record = Path(record)
     lines = _read_record(record)
@@ -37,6 +38,8 @@ def replay(record: str | Path, tracking_uri: str) -> str:
             client.log_batch(run, metrics=[Metric(*row) for row in what])
         elif kind == "picture" and (record.parent / what).is_file():
             client.log_artifact(run, str(record.parent / what), str(Path(what).parent))
+        elif kind == "text":
+            client.log_text(run, what[1], what[0])
         elif kind == "artifact" and Path(what).exists():
             tracker._log_artifact(Path(what))
         elif kind == "end":
@@ -45,7 +48,7 @@ def replay(record: str | Path, tracking_uri: str) -> str:
 
 
 def _read_record(record: Path) -> list[dict]:
-    """Lines of a record, without a last one that a killed process left unfinished."""
+    """Return the lines of a record, without an unfinished last line that a killed process may have left."""
     whole = record.read_text(encoding="utf-8").rpartition("\n")[0]
     try:
         return [json.loads(line) for line in whole.splitlines()]

@@ -1,4 +1,4 @@
-"""MLflow's store: made quickly, reached with bounded patience."""
+"""The MLflow store: the store is created quickly, and calls to the store wait for a bounded time."""
 
 import os
 import shutil
@@ -13,11 +13,15 @@ from mlflow.tracking import MlflowClient
 from medcl_monai.data.place import cache_folder
 from medcl_monai.files import write_atomically
 
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}  # its own defaults wait minutes
+# one retry, and a timeout of 5 s; with MLflow's own defaults a call waits for minutes
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 
 def find_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    """Id of the experiment, made if it does not exist; another process may make it at the same time."""
+    """Return the id of the experiment `name`, and create the experiment if it does not exist.
+
+    Another process may create the experiment at the same time.
+    """
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -31,7 +35,10 @@ def find_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> 
 
 
 def prepare_store(tracking_uri: str) -> None:
-    """Put a ready empty store where a SQLite file is asked for and none is; MLflow needs 7 s to make one."""
+    """Copy a ready, empty store to the place of a SQLite store that does not exist yet.
+
+    MLflow needs 7 s to make an empty store, so one empty store is made and kept in the cache folder.
+    """
     if not tracking_uri.startswith("sqlite:///"):
         return
     path = Path(tracking_uri.removeprefix("sqlite:///"))
@@ -47,10 +54,10 @@ def prepare_store(tracking_uri: str) -> None:
     aside = path.with_name(f".{os.getpid()}.{path.name}")
     shutil.copyfile(ready, aside)
     try:
-        os.link(aside, path)  # unlike a move it leaves the store that another process made, and writes to, meanwhile
+        os.link(aside, path)  # unlike a move, a link never replaces a store that another process has made meanwhile
     except FileExistsError:
         pass
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -58,7 +65,10 @@ def prepare_store(tracking_uri: str) -> None:
 
 @contextmanager
 def patience() -> Iterator[None]:
-    """Bounds for MLflow's own retries, taken back afterwards; what the user set holds."""
+    """Limit the retries and timeouts of MLflow inside a ``with`` block, and restore the environment afterwards.
+
+    Limits that the user has set stay as they are.
+    """
     before = {name: os.environ.get(name) for name in PATIENCE}
     os.environ.update({name: value for name, value in PATIENCE.items() if before[name] is None})
     try:

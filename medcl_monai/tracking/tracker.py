@@ -1,4 +1,4 @@
-"""MLflow that never kills a training: a run's record goes to a store or server, and to a local file when that fails."""
+"""A tracker that records a run in MLflow, and in a local file if MLflow fails; a failure never stops the training."""
 
 import atexit
 import json
@@ -22,22 +22,27 @@ from medcl_monai.knobs import knob_types
 from medcl_monai.tracking.store import find_experiment, patience, prepare_store
 
 logger = logging.getLogger(__name__)
-BATCH = 900  # MLflow takes at most 1,000 metrics at once
+BATCH = 900  # MLflow accepts at most 1,000 metrics in one call
 
 
 class Tracker:
-    """One MLflow run at a time: begun, filled in batches, ended.
+    """Records one MLflow run at a time: begins the run, sends values in batches, and ends the run.
+
+    Only the first process records. After the first failure of MLflow, the tracker writes to a local file instead, which
+    `replay` sends to a store or server later.
 
     Args:
-        tracking_uri: ``sqlite:///…`` (made if it does not exist) or the address of a server.
-        experiment_name: of the experiment; made if it does not exist.
-        folder: where artifacts of a local store lie (``mlruns``), and the local record if the server fails.
-        run_name: of the run; None: a new unique one.
-        parameters: of the run.
-        artifacts: files and folders that are stored with the run, as the bundle's configs.
+        tracking_uri: address of the MLflow store or server: ``sqlite:///…``, which is made if it does not exist, or
+            ``http://…``.
+        experiment_name: name of the MLflow experiment, which is made if it does not exist.
+        folder: folder of the pictures, of the artifacts of a local store (``mlruns``), and of the local record if the
+            server fails.
+        run_name: name of the MLflow run; None: a new unique name.
+        parameters: parameters that are recorded with the run, by name; None: no parameters.
+        artifacts: files and folders that are stored with the run, such as the configs of the bundle.
 
     Attributes:
-        step: the training's optimiser step, at which an evaluator's metrics are recorded.
+        step: the optimiser step of the training, at which the metrics of an evaluator are recorded.
     """
 
     @knob_types
@@ -59,11 +64,11 @@ class Tracker:
         self._buffer: list[Metric] = []
 
     def begin(self) -> None:
-        """Begin the run, or go on with the one that a checkpoint named; nothing on other processes than the first."""
+        """Begin a run, or continue the run that a checkpoint named; processes other than the first do nothing."""
         if rank() != 0 or self.active:
             return
         self.active = True
-        atexit.register(self.finish, "FAILED")  # whatever ends the process early, no run seems to go on
+        atexit.register(self.finish, "FAILED")  # a run whose process ends early must not look as if it still ran
         self._send("begin", self._begin, {"run_name": self.run_name, "experiment_name": self.experiment_name})
         values = {name: str(value)[:6000] for name, value in self.parameters.items()}
         self._send("parameters", lambda: self._log_parameters(values), values)
@@ -72,16 +77,19 @@ class Tracker:
                 self._send("artifact", lambda path=path: self._log_artifact(path), str(path))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep finite scalars for the next batch; another value is a gap, as MLflow would store a wrong number."""
+        """Keep scalars for the next batch; a value that is not finite is left out.
+
+        MLflow would store a wrong number for a value that is not finite.
+        """
         now = int(time.time() * 1000)
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        # MLflow refuses a whole batch for one odd character in a name
+        # MLflow refuses a whole batch if one name has a character that MLflow does not allow
         self._buffer += [Metric(re.sub(r"[^\w\-. :/]", "_", name), value, now, step) for name, value in finite.items()]
         if len(self._buffer) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
-        """Send what was kept."""
+        """Send all scalars that are kept."""
         batch, self._buffer = self._buffer[:BATCH], self._buffer[BATCH:]
         if self.active and batch:
             rows = [[metric.key, metric.value, metric.timestamp, metric.step] for metric in batch]
@@ -89,8 +97,13 @@ class Tracker:
         if self._buffer:
             self.flush()
 
+    def text(self, name: str, text: str) -> None:
+        """Store a text as the artifact `name` of the run."""
+        if self.active:
+            self._send("text", lambda: self._client.log_text(self.run_id, text, name), [name, text])
+
     def picture(self, name: str, figure: Figure, step: int) -> None:
-        """Store a figure as ``pictures/NAME/step_STEP.png``."""
+        """Store a picture with the run, as ``pictures/NAME/step_STEP.png``."""
         if self.active:
             place = f"pictures/{name}/step_{step}.png"
             local = self.folder / place
@@ -103,7 +116,7 @@ class Tracker:
             self._send("picture", lambda: self._client.log_artifact(self.run_id, str(local), f"pictures/{name}"), place)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
+        """End the run with the status FINISHED, FAILED or KILLED."""
         if self.active:
             self.flush()
             self._send("end", lambda: self._client.set_terminated(self.run_id, status), status)
@@ -111,18 +124,18 @@ class Tracker:
             atexit.unregister(self.finish)
 
     def state_dict(self) -> dict[str, object]:
-        """For a checkpoint: a resumed training goes on with its run."""
+        """Return the state for a checkpoint: the id of the run, which a resumed training run continues."""
         return {"run_id": self.run_id or ""}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """From a checkpoint."""
+        """Take over the id of the run from a checkpoint."""
         self.run_id = str(state["run_id"]) or None
 
     def _begin(self) -> None:
         prepare_store(self.tracking_uri)
         self._client = MlflowClient(self.tracking_uri)
         if self.run_id is not None:
-            with suppress(mlflow.exceptions.MlflowException):  # a run that is gone: begin a new one
+            with suppress(mlflow.exceptions.MlflowException):  # the run was deleted: begin a new run
                 self._client.update_run(self.run_id, status="RUNNING")
                 return
         local = self.tracking_uri.startswith("sqlite:")
@@ -133,7 +146,7 @@ class Tracker:
     def _log_parameters(self, values: Mapping[str, str]) -> None:
         known = self._client.get_run(self.run_id).data.params
         new = [Param(name, value) for name, value in values.items() if name not in known]
-        # MLflow refuses to change a parameter of a continued run: a changed one becomes a tag
+        # MLflow refuses to change a parameter of a continued run, so a changed parameter becomes a tag
         changed = {name: value for name, value in values.items() if known.get(name, value) != value}
         tags = [RunTag(f"resumed.{name}", value) for name, value in changed.items()]
         self._client.log_batch(self.run_id, params=new, tags=tags)
@@ -145,7 +158,7 @@ class Tracker:
             self._client.log_artifact(self.run_id, str(path))
 
     def _send(self, kind: str, send: Callable[[], object], what: object) -> None:
-        """Call MLflow; from its first failure on, write to the local record instead."""
+        """Call MLflow; after the first failure of MLflow, write to the local record instead."""
         if self.record is None:
             try:
                 with patience():
@@ -173,7 +186,7 @@ class Tracker:
 
 
 def git_commit() -> str | None:
-    """Commit of the working directory, None outside of a repository."""
+    """Return the commit of the working directory, or None outside a git repository."""
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5

@@ -1,4 +1,4 @@
-"""Weights of other layouts, brought to the names and shapes of MONAI's networks."""
+"""Conversion of weights in other layouts to the names and shapes of MONAI's networks."""
 
 from collections.abc import Mapping
 
@@ -8,18 +8,19 @@ ENCODER = "encoder."
 
 
 def residual_encoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A residual network's tensors under the names of FlexibleUNet's encoder.
+    """Rename the tensors of a residual network to the names of FlexibleUNet's encoder.
 
-    torchvision's layout (``conv1.weight``, ``layer1.0.conv1.weight``, …, ``fc.weight``) gets the prefix, its classifier
-    is left out, and its first convolution is summed over RGB where the network reads one channel: on a grey image that
-    is the same as three equal channels. Weights that carry the prefix already stay as they are.
+    The tensors in torchvision's layout (``conv1.weight``, ``layer1.0.conv1.weight``, …, ``fc.weight``) get the prefix
+    ``encoder.``, and the classifier is left out. If the network reads one channel, the first convolution is summed over
+    RGB; for a grey image, the result is the same as with three equal channels. Tensors that have the prefix already
+    keep their names.
 
     Args:
-        weights: name to tensor, of the file.
-        own: name to tensor, of the network.
+        weights: tensors of the file, by name.
+        own: tensors of the network, by name.
 
     Raises:
-        ValueError: the file's encoder is another one than the network's.
+        ValueError: the encoder in the file is not the encoder of the network.
     """
     if any(name.startswith(ENCODER) for name in weights):
         renamed = dict(weights)

@@ -2,7 +2,7 @@
 
 import logging
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,21 @@ from medcl_monai.knobs import knob_types
 logger = logging.getLogger(__name__)
 
 
+PARTS = ("carried", "reshaped", "missing", "unused")
+WRAPPERS = ("state_dict", "model")  # under which other projects put the tensors of a network into a file
+
+
 @dataclass(frozen=True)
 class Transfer:
-    """Names of tensors: the network's fall into the first three parts, `unused` is the rest of the file's.
+    """What became of every tensor when weights were loaded into a network.
+
+    The network's own tensors fall into the first three parts.
 
     Attributes:
-        carried: same name and shape: copied.
-        reshaped: same name, another shape: left as initialised.
-        missing: not in the file: left as initialised.
-        unused: in the file only.
+        carried: names of the tensors that the file has under the same name and in the same shape; they were copied.
+        reshaped: names that the file has in another shape; the network keeps its own values.
+        missing: names that the file lacks; the network keeps its own values.
+        unused: names that only the file has.
         coverage: carried share of the network's elements, 0 to 1.
     """
 
@@ -33,8 +39,13 @@ class Transfer:
     coverage: float
 
     def __str__(self) -> str:
-        counts = (f"{len(getattr(self, part))} {part}" for part in ("carried", "reshaped", "missing", "unused"))
+        counts = (f"{len(getattr(self, part))} {part}" for part in PARTS)
         return f"{', '.join(counts)}; {self.coverage:.2%} of the network's elements"
+
+    def listing(self) -> str:
+        """The counts, then the name of every tensor, part by part."""
+        names = [f"{part}: {name}" for part in PARTS for name in getattr(self, part)]
+        return "\n".join([str(self), *names])
 
 
 @knob_types
@@ -43,57 +54,74 @@ def load_pretrained(
     network: nn.Module,
     coverage: float = 0.5,
     keep: Sequence[str] | None = None,
-    layout: Callable | None = None,
+    layout: Callable | Sequence[Callable] = (),
 ) -> Transfer:
-    """Copy into `network` every tensor of `path` that it has by the same name and shape.
+    """Copy into a network every tensor of a file that the network has by the same name and shape.
 
     Args:
-        path: weights to start from, a bare state dict under the network's own names as ``models/pretrained.pt``; None
-            starts from scratch.
-        network: the segmentation network; changed in place, or not at all.
-        coverage: least share of the network's elements that must be carried, 0 to 1; not asked from scratch.
-        keep: prefixes of the names that are taken from the file; None: all.
-        layout: brings weights of another layout to the network's names, given both, as `residual_encoder`; None: they
-            have them already.
+        path: weights to start from, as ``models/pretrained.pt``: tensors under the network's own names, bare or wrapped
+            in ``state_dict`` or ``model``; None starts from scratch.
+        network: the network that gets the tensors; the network is changed in place, or not at all.
+        coverage: least share of the network's elements that the file must give, 0 to 1; from scratch the share is not
+            asked for.
+        keep: prefixes of the names that are taken from the file; None takes all names.
+        layout: brings weights of another layout to the network's names, given the weights and the network's own
+            tensors, as `residual_encoder` does; several layouts are applied in order.
 
     Returns:
-        The report, which is also logged.
+        The report. Its names are logged too.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a bare state dict, or less than `coverage` would be carried.
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no state dict, or would give a smaller share than `coverage`.
     """
     if not 0 <= coverage <= 1:
         raise ValueError(f"load_pretrained: coverage must be 0 to 1, got {coverage}")
-    own = network.state_dict()
+    tensors = network.state_dict()
     weights = {} if path is None else read_weights(path)
     if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{path} is not loaded: its tensor {bad[0]!r} ({len(bad)} in all) is not finite")
-    weights = weights if layout is None else layout(weights, own)
+    for rename in [layout] if callable(layout) else layout:
+        weights = rename(weights, tensors)
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
-    carried = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    report = Transfer(
-        carried=tuple(carried),
-        reshaped=tuple(name for name in own if name in weights and name not in carried),
-        missing=tuple(name for name in own if name not in weights),
-        unused=tuple(name for name in weights if name not in own),
-        coverage=sum(own[name].numel() for name in carried) / sum(value.numel() for value in own.values()),
-    )
-    if path is not None and (report.coverage < coverage or not carried):
+    report, fitting = compare(weights, tensors)
+    if path is not None and (report.coverage < coverage or not fitting):
         raise ValueError(
-            f"{path} (first tensor {next(iter(weights), None)!r}, the network's {next(iter(own))!r}): {report}, "
+            f"{path} (first tensor {next(iter(weights), None)!r}, the network's {next(iter(tensors))!r}): {report}, "
             f"at least {coverage:.0%} asked for (coverage)"
         )
-    network.load_state_dict(carried, strict=False)
+    network.load_state_dict(fitting, strict=False)
     logger.info("weights %s: %s", path or "none (from scratch)", report)
+    for part in PARTS if path is not None else ():
+        if getattr(report, part):
+            logger.info("%s: %s", part, ", ".join(getattr(report, part)))
     return report
 
 
+def compare(
+    weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> tuple[Transfer, dict[str, torch.Tensor]]:
+    """The report on weights and a network's own tensors, and those of the weights that fit."""
+    fitting = {name: value for name, value in weights.items() if name in tensors and tensors[name].shape == value.shape}
+    elements = sum(value.numel() for value in tensors.values())
+    report = Transfer(
+        carried=tuple(fitting),
+        reshaped=tuple(name for name in tensors if name in weights and name not in fitting),
+        missing=tuple(name for name in tensors if name not in weights),
+        unused=tuple(name for name in weights if name not in tensors),
+        coverage=sum(tensors[name].numel() for name in fitting) / elements,
+    )
+    return report, fitting
+
+
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The bare state dict in a file, on the CPU; read with ``weights_only=True``.
+    """Read the state dict in a file, onto the CPU and with ``weights_only=True``.
+
+    Many projects wrap the tensors: a file whose ``state_dict`` or ``model`` holds tensors by name is opened, and the
+    log says so.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: the file is damaged, holds code, or is not a dict of tensors by name.
     """
     path = Path(path)
@@ -102,13 +130,25 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             f"{path} does not exist: give what a run of pretrain.json has written, or none to start from scratch"
         )
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as weights (damaged, or not a file of tensors): {error}") from error
-    if not isinstance(weights, dict):
-        raise ValueError(f"{path} is not a bare state dict, but a {type(weights).__name__}")
-    foreign = [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]
-    if foreign or not weights:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is not a bare state dict, but a {type(content).__name__}")
+    for wrapper in WRAPPERS:
+        if _holds_tensors(content.get(wrapper)):
+            logger.info("%s: the tensors are those under %r; beside them the file holds %s", path, wrapper, [
+                name for name in content if name != wrapper
+            ])
+            return dict(content[wrapper])
+    if not _holds_tensors(content):
+        foreign = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
         found = f"{foreign[:3]} are no tensors" if foreign else "it is empty"
         raise ValueError(f"{path} is not a bare state dict: {found}; names and tensors are expected")
-    return weights
+    return dict(content)
+
+
+def _holds_tensors(content: object) -> bool:
+    return (
+        isinstance(content, Mapping) and bool(content) and all(isinstance(x, torch.Tensor) for x in content.values())
+    )

@@ -1,4 +1,4 @@
-"""The record beside weights: their hash, and digests of the subjects that they have seen."""
+"""The record beside weights files: the hash of each file, and digests of the subjects that the weights have seen."""
 
 import hashlib
 import json
@@ -16,13 +16,14 @@ MANIFEST = "manifest.json"
 def record_weights(
     path: Path, data: Sequence[dict], seen_before: Iterable[str] = (), prepared: Mapping[str, object] | None = None
 ) -> None:
-    """Record the hash of weights and digests of the subjects seen in ``manifest.json`` beside them.
+    """Record the hash of a weights file and digests of the subjects seen, in ``manifest.json`` beside the file.
 
     Args:
-        path: the weights.
-        data: entries that training saw.
-        seen_before: digests of subjects that the weights it started from had seen.
-        prepared: settings of the volumes' preparation (see `preprocessing`), which are recorded as they are.
+        path: the weights file.
+        data: entries of the data list that training used.
+        seen_before: digests of the subjects that the weights at the start of training had seen.
+        prepared: settings of the preprocessing of the volumes, which are recorded as they are; None: no settings are
+            recorded.
     """
     manifest = path.parent / MANIFEST
     records = read_manifest(manifest)
@@ -35,7 +36,7 @@ def record_weights(
 
 
 def seen_subjects(path: str | Path) -> list[str] | None:
-    """Digests of the subjects that weights have seen; None where no record fits the file's hash."""
+    """Return digests of the subjects that the weights have seen, or None if no record fits the hash of the file."""
     path = Path(path)
     record = read_manifest(path.parent / MANIFEST).get(path.name)
     if not path.is_file() or record is None or record.get("sha256") != file_hash(path):
@@ -44,10 +45,10 @@ def seen_subjects(path: str | Path) -> list[str] | None:
 
 
 def check_unseen(path: str | Path, data: Sequence[dict]) -> None:
-    """Refuse to score subjects that the weights have seen; warn where nothing is known.
+    """Raise an error if the weights have seen a subject that is to be scored; log a warning if there is no record.
 
     Raises:
-        ValueError: naming the subjects.
+        ValueError: the weights have seen subjects of `data`; the error names the subjects.
     """
     seen = seen_subjects(path)
     if seen is None:
@@ -59,7 +60,7 @@ def check_unseen(path: str | Path, data: Sequence[dict]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, dict]:
-    """The records of a folder of weights, empty where there is none.
+    """Return the records in a ``manifest.json``, by the name of the weights file; without the file, an empty dict.
 
     Raises:
         ValueError: the file holds no records.
@@ -74,15 +75,18 @@ def read_manifest(path: Path) -> dict[str, dict]:
 
 
 def subject_of(entry: Mapping[str, str]) -> str:
-    """Name of an entry's subject; the file's name where a client sends none, as MONAI Label does."""
+    """Return the name of an entry's subject, or the name of the image file without suffix if there is none.
+
+    Entries from MONAI Label, for example, have no subject.
+    """
     return str(entry.get("subject") or stem(Path(entry["image"])))
 
 
 def digests(data: Iterable[Mapping[str, str]]) -> set[str]:
-    """Digests of the subjects of entries."""
+    """Return the digests of the subjects of all entries."""
     return {digest(subject_of(entry)) for entry in data}
 
 
 def digest(subject: str) -> str:
-    """sha256 of a subject's name: a manifest names nobody."""
+    """Return the sha256 of a subject's name, so that a manifest does not contain the name."""
     return hashlib.sha256(str(subject).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The start of a segmenter's output layer."""
+"""Initialisation of the output layer of a segmenter."""
 
 import torch
 from jaxtyping import Float
@@ -11,15 +11,17 @@ from medcl_monai.transfer.load import Transfer
 def start_at_log_shares(
     network: nn.Module, layer: str, shares: Float[Tensor, " classes"], transfer: Transfer
 ) -> None:
-    """Set the bias of the output layer to the log of the class shares, so that training does not start at background.
+    """Set the bias of the output layer to the log of the class shares, unless `transfer` carried the bias.
 
-    Where `transfer` carried that bias, it stays as it is: a segmenter that was carried whole needs no new start.
+    The softmax of the new bias equals the class shares, so training need not first learn that most voxels are
+    background. If `transfer` carried the bias from a file, the bias stays as it is: a segmenter that was loaded whole
+    needs no new bias.
 
     Args:
-        network: the segmenter; its output layer is changed in place.
-        layer: name of the output layer, a convolution with a bias and one channel per class.
-        shares: of each class among the training labels' voxels, above 0, background first.
-        transfer: the report of the weights that were carried before.
+        network: the segmenter, whose output layer is changed in place.
+        layer: name of the output layer, a convolution with a bias and one output channel per class.
+        shares: share of each class in the voxels of the training labels, above 0, background first.
+        transfer: report of the weights that were loaded before, which names the carried tensors.
 
     Raises:
         ValueError: a share is not above 0, or the network has no such layer.

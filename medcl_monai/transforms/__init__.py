@@ -1,1 +1,1 @@
-"""Views on the device and dictionary transforms of volumes."""
+"""Transforms: views of batches on the device, and MONAI dictionary transforms of volumes."""

@@ -1,4 +1,4 @@
-"""The augmentation of supervised training: one affine and mild intensity changes, no flip."""
+"""Augmentation for supervised training: one affine transform and mild intensity changes, no flip."""
 
 import math
 from collections.abc import Sequence
@@ -16,20 +16,21 @@ def augmentation(
     translation: float = 0.05,
     intensity: float = 0.2,
 ) -> Compose:
-    """Random transforms of a sample's `image` (C, *S) and `label` (1, *S), applied to every sample.
+    """Make the random transforms of a sample's ``image`` (C, *S) and ``label`` (1, *S); every sample is transformed.
 
-    Outside is filled with the border's values, since 0 is the mean of z-scored data. There is no flip: left and
-    right are anatomy.
+    Places outside the sample take the values at the sample's border, because 0 is the mean of z-scored data. There is
+    no flip, because left and right are different anatomy.
 
     Args:
-        size: of the samples, pixels or voxels; 2 or 3 entries.
-        rotation: degrees, each way and about each axis.
-        scale: share, each way.
-        translation: share of the side, each way.
-        intensity: contrast about the mean (share) and brightness (standard deviations), each way.
+        size: size of the samples in pixels (2D) or voxels (3D), 2 or 3 numbers.
+        rotation: largest rotation in degrees, in both directions, in 3D about each axis; 0: no rotation.
+        scale: largest relative change of the size, in both directions, along each axis; no unit, 0: no scaling.
+        translation: largest shift along each axis as a share of the sample's side, in both directions; 0: no shift.
+        intensity: largest relative change of the contrast about the mean, and largest change of the brightness in the
+            units of the images (standard deviations if z-scored), in both directions; 0: no change.
 
     Raises:
-        ValueError: `size` has not 2 or 3 entries.
+        ValueError: `size` does not have 2 or 3 entries.
     """
     if len(size) not in (2, 3):
         raise ValueError(f"augmentation: size {tuple(size)} must have 2 or 3 entries")

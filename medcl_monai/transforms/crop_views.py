@@ -1,4 +1,4 @@
-"""Two independent crops of each sample, as contrastive methods of whole images take them."""
+"""Two independent crops of each sample, the views of contrastive methods that compare whole images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,22 +10,30 @@ from medcl_monai.transforms.views import random_crop_warp, resample
 
 
 class CropViews:
-    """Two independent crops of each sample, turned a little, with changes of intensity; no flip (laterality).
+    """Takes two independent crops of each sample, rotates them slightly and changes their intensities.
+
+    There is no flip, because left and right are different anatomy.
 
     Args:
-        view_size: pixels or voxels of the views.
-        area_range: smallest and largest share of the sample's area (3D: volume), above 0 to 1.
-        aspect: largest ratio of a crop's sides, 1 and up.
-        rotation: degrees, each way.
-        gamma: the exponent is exp(± this).
-        contrast: about the mean, × 1 ± this.
-        shift: of the brightness, ± this; images are in [0, 1].
-        noise: largest standard deviation.
-        blur: share of the views that are blurred, σ 0.1 to 2 pixels.
-        foreground: intensity of the sample above which there is tissue.
+        view_size: size of the views in pixels (2D) or voxels (3D), one number per axis, each at least 1.
+        area_range: smallest and largest area of a crop, as a share of the area (3D: volume) of the sample; above 0, at
+            most 1.
+        aspect: largest ratio of two sides of a crop, each as a share of the sample's side; no unit, at least 1. 1: a
+            crop has the proportions of the sample.
+        rotation: largest rotation of a crop in degrees, in both directions, in 3D about each axis; 0: no rotation.
+        gamma: the exponent of the gamma correction is drawn log-uniformly between exp(-gamma) and exp(gamma); no unit,
+            0 or more. 0: no gamma correction.
+        contrast: largest relative change of the contrast about the mean, in both directions; no unit, 0 to 1. 0: no
+            change.
+        shift: largest change of the brightness of images with values in [0, 1], in both directions; 0 or more. 0: no
+            change.
+        noise: largest standard deviation of the noise that is added to images with values in [0, 1]; 0 or more. 0: no
+            noise.
+        blur: share of the views that are blurred, 0 to 1; the Gaussian's standard deviation is 0.1 to 2 pixels.
+        foreground: intensity above which a pixel of the sample counts as tissue, in the units of the sample.
 
     Raises:
-        ValueError: a number out of range; on a call: see `random_crop_warp`.
+        ValueError: a number is out of range; `area_range`, `aspect` and `rotation` are checked on a call.
     """
 
     @knob_types
@@ -52,7 +60,11 @@ class CropViews:
         self.foreground = foreground
 
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Views (``view_1``, ``view_2``) and target (``warp_1``, ``warp_2``, ``foreground_1``, …)."""
+        """Return the views and the target of a batch.
+
+        The views hold ``view_1`` and ``view_2``; the target holds ``warp_1``, ``warp_2``, ``foreground_1`` and
+        ``image``; both hold ``position`` and ``subject``.
+        """
         sample = batch["image"]
         known = {"position": batch["position"], "subject": batch["subject"]}
         views, target = dict(known), {**known, "image": sample}

@@ -1,4 +1,4 @@
-"""Dictionary transforms beside MONAI's."""
+"""Dictionary transforms in addition to MONAI's."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,15 @@ from medcl_monai.knobs import knob_types
 
 
 class Spacingd(MonaiSpacingd):
-    """MONAI's `Spacingd` for data that hold other values under keys beginning with ``image_``.
+    """MONAI's `Spacingd` for data with keys that begin with ``image_`` and hold something other than metadata.
 
-    MONAI takes each such value for a dict of metadata; MONAI Label puts the string ``image_path`` there, and every
-    request would fail (Project-MONAI/MONAILabel#1544). Values, affine and inverse are MONAI's.
+    MONAI takes every value under such a key for a dictionary of metadata. MONAI Label stores the string ``image_path``
+    there, so every request would fail (Project-MONAI/MONAILabel#1544). The resampled values, the affine and the inverse
+    are those of MONAI.
     """
 
     def __call__(self, data: Mapping, *args: object, **kwargs: object) -> dict:
-        """The data with resampled volumes."""
+        """Return the data with resampled volumes."""
         strange = {name: value for name, value in data.items() if _strange(name, value)}
         known = {name: value for name, value in data.items() if name not in strange}
         return {**super().__call__(known, *args, **kwargs), **strange}
@@ -23,10 +24,10 @@ class Spacingd(MonaiSpacingd):
 
 @knob_types
 def pixdim(spatial_dims: int, slice_axis: int, pixel_spacing: float) -> list[float]:
-    """Spacing for `Spacingd`: in 2D the slice axis keeps its own (-1).
+    """Return the spacing in mm of each axis for `Spacingd`; -1 in 2D for the slice axis, which keeps its own spacing.
 
     Raises:
-        ValueError: a spacing that is not above 0, or another number of axes.
+        ValueError: `pixel_spacing` is not above 0, `spatial_dims` is not 2 or 3, or `slice_axis` is not 0, 1 or 2.
 
     Example:
         >>> pixdim(2, 2, 0.5)

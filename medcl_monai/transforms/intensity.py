@@ -1,4 +1,7 @@
-"""Changes of intensity in batches on the device; parameters are drawn on the CPU, apart from their application."""
+"""Intensity changes of batches on the device.
+
+Random numbers are drawn on the CPU and then applied on the device, so a seed gives the same changes on every device.
+"""
 
 import math
 
@@ -11,12 +14,14 @@ from torch import Tensor
 def gamma(
     x: Float[Tensor, "batch channels *size"], amount: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "batch channels *size"]:
-    """Power of images in [0, 1], its exponent exp(U(-amount, amount)) of each sample; other values are clamped.
+    """Apply a gamma correction to images in [0, 1]; the exponent of each sample is exp(U(-amount, amount)).
+
+    Values outside [0, 1] are clamped first.
 
     Args:
         x: images (B, C, *S).
-        amount: 0 (returns `x` itself) and up.
-        generator: of the random numbers; None: torch's own, on the CPU.
+        amount: largest absolute logarithm of the exponent, 0 or more; 0: `x` itself is returned.
+        generator: generator of the random numbers, on the CPU; None: torch's default generator.
     """
     if amount == 0:
         return x
@@ -27,13 +32,13 @@ def gamma(
 def contrast_and_shift(
     x: Float[Tensor, "batch channels *size"], contrast: float, shift: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "batch channels *size"]:
-    """Contrast × U(1 - contrast, 1 + contrast) about each sample's mean, then brightness + U(-shift, shift).
+    """Multiply the contrast about each sample's mean by U(1 - contrast, 1 + contrast), then add U(-shift, shift).
 
     Args:
         x: images (B, C, *S).
-        contrast: 0 to 1.
-        shift: in the image's units, 0 and up.
-        generator: of the random numbers; None: torch's own, on the CPU.
+        contrast: largest relative change of the contrast, 0 to 1.
+        shift: largest change of the brightness, in the units of the images, 0 or more.
+        generator: generator of the random numbers, on the CPU; None: torch's default generator.
     """
     numbers = 2 * torch.rand(2, len(x), generator=generator) - 1
     change, offset = _per_sample(numbers[0] * contrast, x), _per_sample(numbers[1] * shift, x)
@@ -44,12 +49,12 @@ def contrast_and_shift(
 def noise(
     x: Float[Tensor, "batch channels *size"], deviation: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "batch channels *size"]:
-    """Normal noise whose standard deviation of each sample is U(0, deviation).
+    """Add normal noise; the standard deviation of each sample's noise is drawn from U(0, deviation).
 
     Args:
         x: images (B, C, *S).
-        deviation: in the image's units; 0 returns `x` itself.
-        generator: of the random numbers; None: torch's own, on the CPU.
+        deviation: largest standard deviation, in the units of the images, 0 or more; 0: `x` itself is returned.
+        generator: generator of the random numbers, on the CPU; None: torch's default generator.
     """
     if deviation == 0:
         return x
@@ -63,19 +68,20 @@ def blur(
     sigma_range: tuple[float, float] = (0.1, 2.0),
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch channels *size"]:
-    """Gaussian blur of some samples, all in one grouped convolution per axis.
+    """Blur some samples with a Gaussian; one grouped convolution per axis serves the whole batch.
 
     Args:
         x: images (B, C, *S).
-        prob: share of the samples that are blurred; 0 returns `x` itself.
-        sigma_range: standard deviation, pixels, drawn evenly; above 0.
-        generator: of the random numbers; None: torch's own, on the CPU.
+        prob: probability that a sample is blurred, 0 to 1; 0: `x` itself is returned.
+        sigma_range: smallest and largest standard deviation of the Gaussian in pixels, above 0; the standard deviation
+            is drawn uniformly from this range.
+        generator: generator of the random numbers, on the CPU; None: torch's default generator.
     """
     if prob == 0:
         return x
     low, high = sigma_range
     numbers = torch.rand(2, len(x), generator=generator)
-    sigma = torch.where(numbers[0] < prob, low + numbers[1] * (high - low), torch.tensor(1e-3))  # 1e-3: as it is
+    sigma = torch.where(numbers[0] < prob, low + numbers[1] * (high - low), torch.tensor(1e-3))  # 1e-3: unchanged
     reach = math.ceil(3 * high)
     kernels = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma[:, None]) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).to(x).repeat_interleave(x.shape[1], 0)

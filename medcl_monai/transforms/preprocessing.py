@@ -1,4 +1,4 @@
-"""How volumes are loaded and prepared: one factory for pre-training, training, validation and inference."""
+"""Loading and preparing volumes: one function for pre-training, training, validation and inference."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,10 +24,10 @@ INTENSITY = {"percentiles": [0.5, 99.5], "scale": "z-score"}
 
 
 class Preprocessing(Compose):
-    """MONAI's `Compose`, with the settings that it was made of, for the record of weights.
+    """MONAI's `Compose` together with the settings of its transforms, which are recorded with saved weights.
 
     Attributes:
-        settings: what decides the grid and the values that a network sees.
+        settings: the settings that decide the grid and the intensities that a network sees.
     """
 
     def __init__(self, transforms: Sequence[Transform], settings: Mapping[str, object]) -> None:
@@ -44,22 +44,24 @@ def preprocessing(
     intensity: Mapping[str, object] | None = None,
     keep_grid: str | Sequence[str] = (),
 ) -> Preprocessing:
-    """Transforms that load volumes, turn them to RAS, resample them and normalise the intensities of the image.
+    """Make the transforms that load volumes, orient them to RAS, resample them and normalise the intensities of images.
 
     Args:
-        keys: of the entries: "image", or ["image", "label"].
-        pixel_spacing: pixels or voxels are resampled to this size, in mm; in 2D within the slice, while the slice axis
-            keeps its own spacing, in 3D on all axes.
-        spatial_dims: of the network, 2 (slices) or 3.
-        slice_axis: the axis that slices are perpendicular to, 0, 1 or 2 of x, y, z.
-        intensity: how the values of an image are normalised. First they are clipped, to ``percentiles`` [low, high] of
-            the volume, 0 to 100, or to a ``window`` [low, high], as of HU in CT, or not at all. Then they are scaled:
-            ``scale`` "z-score" gives mean 0 and standard deviation 1, "unit" maps the clipped range to 0 to 1. None:
-            percentiles 0.5 and 99.5, z-score.
-        keep_grid: keys that stay on their own grid, as a label that predictions are brought back to.
+        keys: keys of the volumes in an entry: "image", or ["image", "label"].
+        pixel_spacing: spacing in mm to which volumes are resampled, above 0; in 2D along the two axes within the slice,
+            while the slice axis keeps its own spacing; in 3D along all axes.
+        spatial_dims: number of spatial axes of the network: 2 (slices) or 3 (volumes).
+        slice_axis: axis that the slices are perpendicular to: 0, 1 or 2 for x, y or z, which gives sagittal, coronal or
+            axial slices.
+        intensity: how the intensities of an image are normalised. First, the values are clipped to ``percentiles``
+            [low, high] of the volume, 0 to 100, or to a ``window`` [low, high] in the units of the image, such as HU in
+            CT, or not at all. Then the values are scaled: ``scale`` "z-score" gives mean 0 and standard deviation 1,
+            "unit" maps the clipped range to 0 to 1. None: percentiles 0.5 and 99.5, z-score.
+        keep_grid: keys of volumes that are neither oriented nor resampled, such as a label with which predictions are
+            compared on the label's own grid.
 
     Raises:
-        ValueError: a number out of range, or an `intensity` of other parts.
+        ValueError: a number is out of range, or `intensity` has unknown parts or parts that exclude each other.
 
     Example:
         >>> prepare = preprocessing("image", 1.0, intensity={"window": [-160, 240], "scale": "unit"})
@@ -82,10 +84,10 @@ def preprocessing(
 
 
 def intensity_steps(intensity: Mapping[str, object]) -> list[Transform]:
-    """The transforms of the image that an `intensity` stands for; see `preprocessing`.
+    """Return the transforms that normalise the image as `intensity` says; `preprocessing` describes `intensity`.
 
     Raises:
-        ValueError: unknown parts, two ways to clip, a range that is not ascending, or an unknown scale.
+        ValueError: unknown parts, both percentiles and window, a range that is not ascending, or an unknown scale.
     """
     unit, bounds = _check(intensity), intensity.get("percentiles") or intensity.get("window")
     if bounds is None:
@@ -100,7 +102,7 @@ def intensity_steps(intensity: Mapping[str, object]) -> list[Transform]:
 
 
 def _check(intensity: Mapping[str, object]) -> bool:
-    """Whether the scale is the unit range, after all parts were looked at."""
+    """Check all parts of `intensity`, and return whether the scale is "unit"."""
     expected = "intensity needs scale 'z-score' or 'unit', and percentiles [low, high], window [low, high] or neither"
     if set(intensity) - {"percentiles", "window", "scale"} or {"percentiles", "window"} <= set(intensity):
         raise ValueError(f"{expected}, got {dict(intensity)}")

@@ -1,4 +1,4 @@
-"""Small regions of a sample, found again in both of its views."""
+"""Small regions of a sample, and the places of these regions in both views of the sample."""
 
 import math
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from medcl_monai.transforms.views import apply_warp
 
 
 class Regions(NamedTuple):
-    """Places that two views of a sample share.
+    """Points of a sample in two views of the sample.
 
     Attributes:
-        points_1: (B, R, D) coordinates in view 1, last spatial axis first, in [-1, 1].
-        points_2: the same places in view 2.
-        valid: (B, R) bool, whether both views show the place.
+        points_1: coordinates of the points in view 1, (B, R, D), last spatial axis first, in [-1, 1].
+        points_2: coordinates of the same points in view 2, (B, R, D).
+        valid: whether both views show the point and the point lies in the foreground, (B, R) bool.
     """
 
     points_1: Tensor
@@ -35,21 +35,22 @@ def draw_regions(
     foreground_1: Float[Tensor, "batch 1 *size"] | None = None,
     generator: torch.Generator | None = None,
 ) -> Regions:
-    """Points that both views of a sample show, in the coordinates of each.
+    """Draw points that both views of a sample show, and return their coordinates in each view.
 
-    One jittered point in each cell of a grid over view 1, ``u' = warp_2^-1 (warp_1 u)`` in view 2. A point is valid if
-    view 2 holds it and it lies in the foreground; of each sample the valid ones are kept first, at random.
+    View 1 is divided into a grid of cells, and one random point u is drawn in each cell. In view 2 the point has the
+    coordinates ``u' = warp_2^-1 (warp_1 u)``. A point is valid if view 2 contains the point and the point lies in the
+    foreground. For each sample, `regions` points are kept at random, valid points before all others.
 
     Args:
-        warp_1: view 1 to sample coordinates, (B, D, D + 1).
-        warp_2: view 2 to sample coordinates.
-        regions: points per sample, at least 1.
-        overdraw: so many times as many points are tried, at least 1.
+        warp_1: affine warp from coordinates of view 1 to coordinates of the sample, (B, D, D + 1).
+        warp_2: affine warp from coordinates of view 2 to coordinates of the sample, (B, D, D + 1).
+        regions: number of points per sample, at least 1.
+        overdraw: number of points that are tried for each point that is kept, at least 1.
         foreground_1: where view 1 shows tissue (above 0.5), on any grid; None: everywhere.
-        generator: of the random numbers; None: torch's own, on the CPU.
+        generator: generator of the random numbers, on the CPU; None: torch's default generator.
 
     Raises:
-        ValueError: a number out of range, or a warp that cannot be inverted.
+        ValueError: a number is out of range, or a warp cannot be inverted.
     """
     if regions < 1 or overdraw < 1:
         raise ValueError(f"draw_regions: regions {regions} and overdraw {overdraw} must be at least 1")
@@ -70,7 +71,7 @@ def draw_regions(
 def into_view(
     warp: Float[Tensor, "batch axes columns"], points: Float[Tensor, "batch points axes"]
 ) -> Float[Tensor, "batch points axes"]:
-    """View coordinates of points given in sample coordinates: the inverse of `apply_warp`."""
+    """Convert points from sample coordinates to view coordinates; the function is the inverse of `apply_warp`."""
     try:
         return torch.linalg.solve(warp[:, :, :-1], (points - warp[:, None, :, -1]).mT).mT
     except torch.linalg.LinAlgError as error:
@@ -81,7 +82,10 @@ def into_view(
 def sample_regions(
     feature_map: Float[Tensor, "batch channels *size"], points: Float[Tensor, "batch points axes"]
 ) -> Float[Tensor, "batch points channels"]:
-    """Values of a map at points in its coordinates (last spatial axis first, in [-1, 1]), linear; fp32 at least."""
+    """Sample a feature map at points by linear interpolation, in fp32 at least.
+
+    The coordinates of the points are those of the map: last spatial axis first, in [-1, 1].
+    """
     axes = points.shape[-1]
     grid = points.to(feature_map)[(slice(None), slice(None), *[None] * (axes - 1))]
     sampled = F.grid_sample(feature_map, grid, mode="bilinear", padding_mode="border", align_corners=False)

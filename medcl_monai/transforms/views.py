@@ -1,6 +1,6 @@
-"""Views in batches on the device: one fused affine resampling each, whose warp is returned, then intensity changes.
+"""Views of batches on the device: one affine resampling per view, whose warp is returned, then intensity changes.
 
-Parameters are drawn on the CPU, apart from their application, so the same seed gives the same views on every device.
+Random numbers are drawn on the CPU and then applied on the device, so a seed gives the same views on every device.
 """
 
 import math
@@ -22,21 +22,22 @@ def random_warp(
     translation: float,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch axes columns"]:
-    """Random affine warps (B, D, D + 1), view coordinates to sample coordinates, as ``affine_grid`` takes them.
+    """Draw random affine warps (B, D, D + 1) from view to sample coordinates, as ``affine_grid`` takes them.
 
-    Coordinates lie in [-1, 1] with ``align_corners=False``, the last spatial axis first. Rotation and scale are those
-    of the pixel grid, so that shapes keep their proportions in samples that are not square.
+    Coordinates lie in [-1, 1] with ``align_corners=False``, last spatial axis first. Rotation and scale act on the
+    pixel grid, so shapes keep their proportions in samples that are not square.
 
     Args:
         batch: number of samples.
-        size: of the samples, 2 or 3 sides.
-        rotation: degrees, each way; in 3D about each axis.
-        scale_range: smallest and largest magnification of the content, drawn log-uniformly, above 0.
-        translation: share of the side, each way, 0 or more.
-        generator: of the random numbers; None: torch's own, on the CPU.
+        size: size of the samples in pixels (2D) or voxels (3D), 2 or 3 numbers.
+        rotation: largest rotation in degrees, in both directions, in 3D about each axis; 0 or more.
+        scale_range: smallest and largest magnification of the content, above 0; the magnification is drawn
+            log-uniformly.
+        translation: largest shift along each axis as a share of the sample's side, in both directions; 0 or more.
+        generator: generator of the random numbers, on the CPU; None: torch's default generator.
 
     Raises:
-        ValueError: a range is impossible, or `size` has not 2 or 3 sides.
+        ValueError: a range is impossible, or `size` does not have 2 or 3 entries.
     """
     dims, (low, high) = len(size), scale_range
     if dims not in (2, 3):
@@ -64,21 +65,22 @@ def random_crop_warp(
     rotation: float,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch axes columns"]:
-    """Random warps (B, D, D + 1) whose views are rotated crops of the sample, as ``affine_grid`` takes them.
+    """Draw random warps (B, D, D + 1) whose views are rotated crops of the sample, as ``affine_grid`` takes them.
 
-    A crop has `area_range` of the sample's area (3D: volume), less where a side would be longer than the sample's;
-    before its rotation about its own centre it lies inside.
+    The area (3D: volume) of a crop is a share of the sample's, drawn from `area_range`. The area is smaller where a
+    side of the crop would be longer than the sample's side. Before its rotation about its own centre, a crop lies
+    inside the sample.
 
     Args:
         batch: number of samples.
-        size: of the samples, 2 or 3 sides; a rotation is one of their pixel grid.
-        area_range: smallest and largest share of the sample's area, above 0 to 1.
-        aspect: largest ratio of two of a crop's sides, each as a share of the sample's, 1 and up.
-        rotation: degrees, each way; in 3D about each axis.
-        generator: of the random numbers; None: torch's own, on the CPU.
+        size: size of the samples in pixels (2D) or voxels (3D), 2 or 3 numbers; a crop is rotated on this pixel grid.
+        area_range: smallest and largest share of the sample's area (3D: volume), above 0, at most 1.
+        aspect: largest ratio of two sides of a crop, each as a share of the sample's side, at least 1.
+        rotation: largest rotation in degrees, in both directions, in 3D about each axis; 0 or more.
+        generator: generator of the random numbers, on the CPU; None: torch's default generator.
 
     Raises:
-        ValueError: a range is impossible, or `size` has not 2 or 3 sides.
+        ValueError: a range is impossible, or `size` does not have 2 or 3 entries.
     """
     dims, (low, high) = len(size), area_range
     if dims not in (2, 3):
@@ -101,7 +103,10 @@ def random_crop_warp(
 
 
 def rotation_matrix(angles: Float[Tensor, "batch turns"]) -> Float[Tensor, "batch axes axes"]:
-    """Rotations by one angle (2D) or by three, about x, y, z in turn (3D), in radians; coordinates are (x, y[, z])."""
+    """Return rotation matrices that act on coordinates (x, y[, z]).
+
+    In 2D, each rotation has one angle; in 3D, three angles about x, y and z in turn. Angles are in radians.
+    """
     cos, sin = angles.cos(), angles.sin()
     planes = [(0, 1)] if angles.shape[1] == 1 else [(1, 2), (0, 2), (0, 1)]
     dims = 2 if angles.shape[1] == 1 else 3
@@ -119,16 +124,18 @@ def resample(
     warp: Float[Tensor, "batch axes columns"],
     size: Sequence[int] | None = None,
 ) -> Float[Tensor, "batch channels *viewed"]:
-    """The view of a sample through a warp: ``view(u) = sample(warp u)``, linear; outside is the sample's minimum.
+    """Return the view of a sample through a warp, ``view(u) = sample(warp u)``, by linear interpolation.
+
+    Places outside the sample take the minimum of the sample.
 
     Args:
         sample: images (B, C, *S).
-        warp: (B, D, D + 1), view to sample coordinates, as `random_warp` draws them.
-        size: of the view; None: the sample's.
+        warp: affine warp from view coordinates to sample coordinates, (B, D, D + 1), as `random_warp` draws it.
+        size: size of the view in pixels (2D) or voxels (3D); None: the size of the sample.
     """
     target = [*sample.shape[:2], *(sample.shape[2:] if size is None else size)]
     grid = F.affine_grid(warp.to(sample), target, align_corners=False)
-    # grid_sample fills with 0: after the shift, 0 is the minimum
+    # grid_sample fills with 0; after the subtraction, 0 is the minimum of each sample
     least = sample.flatten(2).amin(2)[(..., *(None for _ in sample.shape[2:]))]
     return F.grid_sample(sample - least, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + least
 
@@ -136,12 +143,13 @@ def resample(
 def jitter(
     x: Float[Tensor, "batch channels *size"], amount: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "batch channels *size"]:
-    """Contrast × U(1 - amount, 1 + amount) about each sample's mean, brightness + U(-amount, amount).
+    """Multiply the contrast about each sample's mean by U(1 - amount, 1 + amount), then add U(-amount, amount).
 
     Args:
         x: images (B, C, *S).
-        amount: 0 (returns `x` itself) to 1; brightness is in the image's units, standard deviations if z-scored.
-        generator: of the random numbers; None: torch's own, on the CPU.
+        amount: largest relative change of the contrast, and largest change of the brightness in the units of the images
+            (standard deviations if z-scored), 0 to 1; 0: `x` itself is returned.
+        generator: generator of the random numbers, on the CPU; None: torch's default generator.
 
     Raises:
         ValueError: `amount` is not in 0 to 1.
@@ -156,5 +164,5 @@ def jitter(
 def apply_warp(
     warp: Float[Tensor, "batch axes columns"], points: Float[Tensor, "batch points axes"]
 ) -> Float[Tensor, "batch points axes"]:
-    """Sample coordinates of points given in view coordinates, last spatial axis first, in [-1, 1]."""
+    """Convert points from view coordinates to sample coordinates, last spatial axis first, in [-1, 1]."""
     return points @ warp[:, :, :-1].mT + warp[:, None, :, -1]

@@ -1,13 +1,19 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from medcl_monai.bundles import set_knobs
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))  # the toys are targets of a config
+from bundle import NAME as TOY
+from bundle import make_toy_bundle
+
 BUNDLES = Path(__file__).parents[2] / "bundles"
-NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
+FOUND = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
+NAMES = [*FOUND, TOY]
 TINY = {  # knobs of every config
     "pixel_spacing": 4.0, "steps": 4, "epochs": 2, "batch_size": 4, "checkpoint_interval": 2,
 }
@@ -18,6 +24,10 @@ OF_CONFIG = {  # knobs that one config of a bundle has
         "train.json": {"network_def::features": FEATURES},
         "inference.json": {"network_def::features": FEATURES},
     },
+    TOY: {
+        "train.json": {"network_def::features": FEATURES},
+        "inference.json": {"network_def::features": FEATURES},
+    },
     "decorrelated_moco": {
         "pretrain.json": {
             "sample_size": [64, 64], "view_size": [64, 64], "network_def::whiten::group_size": 4,
@@ -25,8 +35,9 @@ OF_CONFIG = {  # knobs that one config of a bundle has
         },
     },
 }
-ROI = {"jcl": 48, "decorrelated_moco": 64}  # pixels
+ROI = {"jcl": 48, "decorrelated_moco": 64, TOY: 48}  # pixels
 THREE = {  # knobs of a run in 3D
+    TOY: ({}, {"roi_size": [32, 32, 32]}),
     "jcl": (
         {"view_size": [64, 64, 64], "network_def::stages": 1}, {"roi_size": [32, 32, 32], "coverage": 0.5},
     ),
@@ -43,9 +54,18 @@ def name(request):
 
 
 @pytest.fixture(scope="session")
-def source(name):
-    """The bundle as it stands in the repository."""
+def source(name, tmp_path_factory):
+    """The bundle as it stands in the repository, or the toy that pre-trains nothing."""
+    if name == TOY:
+        return make_toy_bundle(BUNDLES / "jcl", tmp_path_factory.mktemp("toy") / TOY)
     return BUNDLES / name
+
+
+@pytest.fixture
+def pre_trains(source):
+    """Skips what is about pre-training for a bundle that has none."""
+    if not (source / "configs" / "pretrain.json").is_file():
+        pytest.skip("this bundle pre-trains nothing")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ import torch
 
 from medcl_monai import load_pretrained
 from medcl_monai.bundles import read_plan, set_knobs
+from medcl_monai.commands.demo import demo
+from medcl_monai.commands.inspect import inspect
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
@@ -19,18 +21,22 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def test_training_leaves_bare_weights_with_records_and_nothing_else(trained):
-    models = {path.name for path in (trained / "models").iterdir()}
-    assert models == {"pretrained.pt", "model.pt", "manifest.json"}
+    weights = {"pretrained.pt", "model.pt"} if (trained / "configs" / "pretrain.json").is_file() else {"model.pt"}
+    assert {path.name for path in (trained / "models").iterdir()} == {*weights, "manifest.json"}
     assert {path.name for path in trained.iterdir()} == {"LICENSE", "configs", "docs", "models", "eval"}
-    for file in ("pretrained.pt", "model.pt"):
-        weights = torch.load(trained / "models" / file, weights_only=True)
-        assert all(isinstance(value, torch.Tensor) for value in weights.values())
-        assert not [name for name in weights if name.startswith("module.")]
+    for file in weights:
+        tensors = torch.load(trained / "models" / file, weights_only=True)
+        assert all(isinstance(value, torch.Tensor) for value in tensors.values())
+        assert not [name for name in tensors if name.startswith("module.")]
     records = json.loads((trained / "models" / "manifest.json").read_text(encoding="utf-8"))
-    assert set(records) == {"pretrained.pt", "model.pt"}
+    assert set(records) == weights
+    prepared = records["model.pt"]["prepared"]
+    assert (prepared["pixel_spacing"], prepared["spatial_dims"]) == (4.0, 2)
+    assert set(prepared["intensity"]) == {"percentiles", "scale"}
     assert (trained / "eval" / "split.json").is_file()
 
 
+@pytest.mark.usefixtures("pre_trains")
 def test_the_pre_trained_tensors_load_into_the_segmenter(trained, run, tiny, training_knobs):
     workflow = run(trained, "train.json", only_parse=True, **training_knobs)
     network = workflow.parser.get_parsed_content("network_def")
@@ -43,6 +49,8 @@ def test_the_pre_trained_tensors_load_into_the_segmenter(trained, run, tiny, tra
 
 @pytest.mark.parametrize("files", [["pretrain.json"], ["train.json"], ["train.json", "evaluate.json"]])
 def test_every_property_that_monai_asks_of_training_is_there(trained, run, tiny, training_knobs, files):
+    if not (trained / "configs" / files[0]).is_file():
+        pytest.skip("this bundle pre-trains nothing")
     knobs = training_knobs if "train.json" in files else tiny
     assert run(trained, *files, only_parse=True, **knobs).check_properties() == []
 
@@ -94,6 +102,7 @@ def test_inference_from_a_zip_gives_a_label_map_on_the_image_s_own_grid(trained,
         assert set(np.unique(np.asarray(found.dataobj))) <= set(range(6))
 
 
+@pytest.mark.usefixtures("pre_trains")
 def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, tmp_path):
     from ignite.engine import Events
 
@@ -120,6 +129,7 @@ def test_a_killed_pre_training_resumes_to_the_same_weights(trained, run, tiny, t
     assert all(torch.equal(value, second["network"][name]) for name, value in first["network"].items())
 
 
+@pytest.mark.usefixtures("pre_trains")
 def test_dicom_series_pre_train_as_nifti_does(trained, run, tiny, save, tmp_path):
     """Whole-number volumes, once as NIfTI and once as folders of DICOM series: the same weights, bit for bit."""
     weights = {}
@@ -169,6 +179,7 @@ def test_a_training_without_volumes_to_validate_on_keeps_its_last_weights(traine
     assert all(torch.equal(saved[name], value) for name, value in state.items())
 
 
+@pytest.mark.usefixtures("pre_trains")
 def test_the_seed_decides_the_first_weights(trained, run, tiny):
     """Whatever a process drew before: two runs of one seed start from the same network, two seeds from others."""
 
@@ -182,6 +193,7 @@ def test_the_seed_decides_the_first_weights(trained, run, tiny):
     assert not torch.equal(zero, one)
 
 
+@pytest.mark.usefixtures("pre_trains")
 def test_from_scratch_is_from_scratch(trained, run, tiny, training_knobs):
     """What `--pretrained none` starts from differs from the shared weights, in every tensor that they carry."""
     knobs = {**training_knobs}
@@ -202,10 +214,11 @@ def test_every_arm_from_scratch_learns_at_one_rate(trained, run, tiny, training_
     for arm in arms.values():
         knobs = {**training_knobs, **arm, "carried_lr_scale": 0.1}
         workflow = run(trained, "train.json", only_parse=True, **knobs)
-        (group,) = workflow.parser.get_parsed_content("optimizer").param_groups
-        assert group["lr"] == pytest.approx(knobs["learning_rate"])
+        groups = workflow.parser.get_parsed_content("optimizer").param_groups
+        assert {group["lr"] for group in groups} == {workflow.parser.get_parsed_content("learning_rate")}
 
 
+@pytest.mark.usefixtures("pre_trains")
 def test_carried_tensors_learn_at_the_scaled_rate(trained, run, tiny, training_knobs):
     knobs = {**training_knobs, "learning_rate": 0.01, "carried_lr_scale": 0.1}
     parser = run(trained, "train.json", only_parse=True, **knobs).parser
@@ -243,11 +256,25 @@ def test_the_three_dimensional_knobs_run(trained, run, tiny, training_knobs, thr
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "models"))
     knobs = {"spatial_dims": 3, "batch_size": 2, "steps": 2}
     pretraining, training = three_dimensional
-    run(root, "pretrain.json", **{**tiny, **knobs, **pretraining})
+    if (root / "configs" / "pretrain.json").is_file():
+        run(root, "pretrain.json", **{**tiny, **knobs, **pretraining})
     run(root, "train.json", **{**training_knobs, **knobs, **training})
     assert (root / "models" / "model.pt").is_file()
 
 
+def test_the_names_of_carried_and_missing_tensors_are_stored_with_the_run(trained, run, training_knobs, tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    knobs = {**training_knobs, "output_dir": str(tmp_path), "model_file": str(tmp_path / "model.pt"), "steps": 2}
+    workflow = run(trained, "train.json", **knobs)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    (found,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    text = Path(client.download_artifacts(found.info.run_id, "transfer.txt", str(tmp_path))).read_text(encoding="utf-8")
+    assert text == workflow.parser.get_parsed_content("transfer").listing()
+    assert "missing: " in text
+
+
+@pytest.mark.usefixtures("pre_trains")
 def test_monai_s_own_tracking_leaves_one_finished_run(trained, run, tiny, tmp_path):
     from mlflow.tracking import MlflowClient
 
@@ -277,6 +304,8 @@ def test_monai_s_own_tracking_leaves_one_finished_run(trained, run, tiny, tmp_pa
     ],
 )
 def test_a_wrong_knob_is_named_with_its_value(trained, run, tiny, training_knobs, tmp_path, file, knob, value, said):
+    if not (trained / "configs" / file).is_file():
+        pytest.skip("this bundle pre-trains nothing")
     knobs = {**(training_knobs if file == "train.json" else tiny), knob: value}
     with pytest.raises(RuntimeError, match=r"Failed to instantiate") as error:
         run(trained, file, output_dir=str(tmp_path), **knobs)
@@ -312,3 +341,26 @@ def test_a_federation_trains_the_weights_that_it_was_sent(trained, tiny, trainin
     moved = [name for name, value in found.items() if np.abs(value).sum() > 0 and not name.endswith(norms)]
     assert moved == []
     algo.finalize()
+
+
+def test_inspect_reads_what_weights_make_of_a_data_set(trained, written, population, tmp_path):
+    """Of every bundle, also of one that pre-trains nothing."""
+    text = inspect(str(population), str(written / "models" / "model.pt"), str(written), str(tmp_path), samples=8)
+    assert "0 missing" in text
+    assert "effective rank" in text
+    assert {path.name for path in tmp_path.iterdir()} >= {"similarity.png", "spectrum.png"}
+
+
+@pytest.mark.slow
+def test_the_demo_of_a_bundle_runs_what_the_bundle_says(written, population, tmp_path, monkeypatch, capfd):
+    """Two arms side by side in processes of their own, on a copy of the bundle for the data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "toys"))
+    demo(str(written), str(population), labelled=2)
+    arms = list(read_plan(written).arms)
+    said = capfd.readouterr().out
+    assert f"{arms[0]} minus {arms[1]}, paired over 1 subjects" in said
+    copy = tmp_path / "demo" / written.name
+    assert (copy / "models" / "model.pt").is_file()
+    assert (copy / "eval" / "demo.png").is_file()
+    assert (copy / "models" / "pretrained.pt").is_file() == ("pretrain.json" in read_plan(written).before)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -5,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import CastToTyped, Lambdad
+from monai.transforms import CastToTyped, Compose, Lambdad
 
-from medcl_monai.data.cache import VolumeCache, check_loaded, describe
+from medcl_monai.data.cache import VolumeCache, check_loaded, transform_hash
 from medcl_monai.data.label_shares import label_shares
 from medcl_monai.data.samplers import StreamSampler, foreground_weights, sample_loader
 from medcl_monai.data.slices import SliceDataset
 from medcl_monai.data.splits import split_dataset
 from medcl_monai.data.volumes import VolumeDataset
 from medcl_monai.transforms.augmentation import augmentation
+from medcl_monai.transforms.preprocessing import preprocessing as make
 
 BOTH = ("image", "label")
 
@@ -88,13 +92,23 @@ def test_the_cache_is_read_again_and_knows_the_transform(population, preprocessi
     assert VolumeCache(preprocessing(BOTH), tmp_path)(entry) == first
     assert first["image"].stat().st_mtime_ns == written
     assert VolumeCache(preprocessing(BOTH, 2.0), tmp_path)(entry) != first
-    assert describe(preprocessing(BOTH)) == describe(preprocessing(BOTH))
-    assert "0x" not in describe(preprocessing(BOTH))
-    assert describe(Lambdad("image", lambda x: x)) != describe(Lambdad("image", lambda x: x * 100))
-    factors = [Lambdad("image", lambda x, factor=factor: x * factor) for factor in (1, 2)]
-    assert describe(factors[0]) != describe(factors[1])
-    kinds = [CastToTyped("image", dtype) for dtype in (torch.float32, torch.uint8)]
-    assert describe(kinds[0]) != describe(kinds[1])
+    assert transform_hash(preprocessing(BOTH)) == transform_hash(preprocessing(BOTH))
+    factors = [Compose([Lambdad("image", partial(torch.mul, other=factor))]) for factor in (1, 2)]
+    assert transform_hash(factors[0]) != transform_hash(factors[1])
+    kinds = [Compose([CastToTyped("image", dtype)]) for dtype in (torch.float32, torch.uint8)]
+    assert transform_hash(kinds[0]) != transform_hash(kinds[1])
+    with pytest.raises(ValueError, match="the preprocessing cannot be cached, give its functions names"):
+        transform_hash(Compose([Lambdad("image", lambda x: x)]))
+
+
+def test_the_hash_of_a_preprocessing_is_the_same_in_another_process():
+    code = (
+        "from medcl_monai import preprocessing; from medcl_monai.data.cache import transform_hash\n"
+        "print(transform_hash(preprocessing(['image', 'label'], 1.5)))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert transform_hash(make(["image", "label"], 1.5)) == other
 
 
 def spoil(kind, image, label):

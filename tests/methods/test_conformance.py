@@ -1,8 +1,11 @@
 """What every method keeps, whatever it does: one suite, one line per method."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from monai.networks.nets import FlexibleUNet
+from monai.networks.nets import FlexibleUNet, SwinUNETR
 
 from medcl_monai import (
     JCL,
@@ -12,11 +15,15 @@ from medcl_monai import (
     DecorrelatedMoCoViews,
     JCLLoss,
     JCLViews,
+    NTXentLoss,
     PretrainingNetwork,
     TermLoss,
     WhitenZCA,
     load_pretrained,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
+from toys import ToySwin
 
 
 def jcl(backbone):
@@ -34,8 +41,17 @@ def flexible_unet(classes=3):
     return FlexibleUNet(1, classes, "resnet10")
 
 
-METHODS = [jcl, decorrelated_moco]
-BACKBONES = {"decorrelated_moco": flexible_unet}  # of the others: `unet`
+def toy_swin(backbone):
+    return ToySwin(backbone), CropViews((64, 64)), NTXentLoss(), (4, 1, 64, 64)
+
+
+def swin_unetr(classes=3):
+    return SwinUNETR(1, classes, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), feature_size=12, spatial_dims=2)
+
+
+METHODS = [jcl, decorrelated_moco, toy_swin]
+BACKBONES = {"decorrelated_moco": flexible_unet, "toy_swin": swin_unetr}  # of the others: `unet`
+COVERAGE = {"toy_swin": 0.1}  # the encoder's share of the backbone's elements; of the others above half
 STATISTICS = ("running_mean", "running_var", "running_covariance", "num_batches_tracked")
 
 
@@ -97,7 +113,7 @@ def test_one_step_moves_exactly_the_trained_parts(made):
     assert moved == set(network.trained_parts())
 
 
-def test_shared_parts_load_into_a_plain_network_and_the_rest_starts_as_from_scratch(made, plain, tmp_path):
+def test_shared_parts_load_into_a_plain_network_and_the_rest_starts_as_from_scratch(made, chosen, plain, tmp_path):
     network = made[0]
     weights = {name: network.backbone.state_dict()[name] for name in network.shared_parts()}
     torch.save(weights, tmp_path / "pretrained.pt")
@@ -105,7 +121,7 @@ def test_shared_parts_load_into_a_plain_network_and_the_rest_starts_as_from_scra
     scratch = plain(classes=6)
     torch.manual_seed(1)
     fine_tuned = plain(classes=6)
-    report = load_pretrained(tmp_path / "pretrained.pt", fine_tuned, 0.5)
+    report = load_pretrained(tmp_path / "pretrained.pt", fine_tuned, COVERAGE.get(chosen.__name__, 0.5))
     assert set(report.carried) == set(network.shared_parts())
     assert not report.unused
     assert not report.reshaped

@@ -13,12 +13,12 @@ def rows(**values):
 def test_each_arm_is_compared_with_every_control_draw_by_draw():
     from tables import differences
 
-    held = rows(scratch=[0.5, 0.6, 0.7], moco=[0.6, 0.6, 0.9], local=[0.61, 0.71, 0.81])
+    held = rows(scratch=[0.5, 0.6, 0.7], moco=[0.6, 0.6, 0.9], local=[0.61, 0.71, 0.82])
     lines, cells = differences(held, ARMS, ["scratch", "moco"], {"dice": "Dice"})
     assert lines[2:] == [
         "| MoCo v2 minus scratch | +0.100 [-0.148, +0.348] |",
-        "| + local minus scratch | **+0.110 [+0.110, +0.110]** |",
-        "| + local minus MoCo v2 | +0.010 [-0.238, +0.258] |",
+        "| + local minus scratch | **+0.113 [+0.099, +0.128]** |",
+        "| + local minus MoCo v2 | +0.013 [-0.223, +0.249] |",
     ]
     assert len(cells) == 3
 

@@ -90,7 +90,7 @@ def test_no_damaged_file_is_loaded_in_silence(shared, unet):
             assert len(report.carried) == len(weights)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"model": {"weight": torch.zeros(1)}}, {}, {"a": 1}])
+@pytest.mark.parametrize("content", [[1, 2], {"model": {"weight": 1}}, {}, {"a": 1}])
 def test_what_is_no_bare_state_dict_is_named(tmp_path, unet, content):
     torch.save(content, tmp_path / "odd.pt")
     with pytest.raises(ValueError, match=r"odd.pt is not a bare state dict"):
@@ -118,3 +118,40 @@ def test_weights_that_are_not_finite_are_not_loaded(tmp_path):
     torch.save({"weight": torch.full((2, 2), float("nan")), "bias": torch.zeros(2)}, tmp_path / "bad.pt")
     with pytest.raises(ValueError, match=r"bad.pt is not loaded: its tensor 'weight' \(1 in all\) is not finite"):
         load_pretrained(tmp_path / "bad.pt", network)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_a_wrapped_file_is_opened_and_the_log_says_which_part(shared, unet, tmp_path, wrapper, caplog):
+    path, weights = shared
+    torch.save({wrapper: weights, "epoch": 3}, tmp_path / "wrapped.pt")
+    with caplog.at_level("INFO"):
+        wrapped, bare = unet(), unet()
+        assert load_pretrained(tmp_path / "wrapped.pt", wrapped, 0.9) == load_pretrained(path, bare, 0.9)
+    assert all(torch.equal(wrapped.state_dict()[name], value) for name, value in weights.items())
+    assert f"the tensors are those under '{wrapper}'; beside them the file holds ['epoch']" in caplog.text
+
+
+def test_several_layouts_are_applied_in_order(tmp_path):
+    torch.save({"a.weight": torch.ones(1, 2), "a.bias": torch.ones(1)}, tmp_path / "w.pt")
+    network = nn.Sequential(nn.Linear(2, 1))
+
+    def first(weights, own):
+        return {name.replace("a.", "b."): value for name, value in weights.items()}
+
+    def second(weights, own):
+        return {name.replace("b.", "0."): value for name, value in weights.items()}
+
+    assert load_pretrained(tmp_path / "w.pt", network, 1.0, layout=[first, second]).coverage == 1
+    with pytest.raises(ValueError, match="0 carried"):
+        load_pretrained(tmp_path / "w.pt", network, 1.0, layout=[second, first])
+
+
+def test_the_names_of_all_tensors_reach_the_log_and_the_listing(shared, unet, caplog):
+    path, _ = shared
+    with caplog.at_level("INFO"):
+        report = load_pretrained(path, unet(classes=6), 0.9)
+    names = {name for part in (report.carried, report.missing) for name in part}
+    assert all(name in caplog.text for name in names)
+    assert set(report.listing().splitlines()[1:]) == {
+        *(f"carried: {name}" for name in report.carried), *(f"missing: {name}" for name in report.missing),
+    }

@@ -1,7 +1,7 @@
-"""The notice that goes with the ICBM 152 maps, and so with every generated volume."""
+"""The notice of the ICBM 152 maps, which accompanies every volume that is generated from these maps."""
 
-# The notice stands word for word in two independent public copies: the LICENSE of TemplateFlow's
-# tpl-MNI152NLin2009cAsym and the third-party notices of SWANe; both give the years 1993-2004.
+# Two independent public copies have the same words: the LICENSE of TemplateFlow's tpl-MNI152NLin2009cAsym and the
+# third-party notices of SWANe. Both copies give the years 1993-2004.
 NOTICE = """\
 Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre,
 Montreal Neurological Institute, McGill University. Permission to use, copy,

@@ -1,7 +1,7 @@
 """The example population: generated brain volumes with exact labels, for users without data.
 
-Generated from a brain atlas: no patients, no scans, no benchmark. All subjects share one average anatomy, so a result
-on them says nothing about clinical data.
+The volumes are generated from a brain atlas. They show no patients, they are no scans, and they are no benchmark. All
+subjects share one average anatomy, so a result on the example population says nothing about clinical data.
 """
 
 import json
@@ -23,7 +23,7 @@ from medcl_monai.data.place import cache_folder
 from medcl_monai.files import write_atomically
 
 EXAMPLE_VERSION = 1
-ABANDONED = 600  # seconds; a volume is written in one
+ABANDONED = 600  # seconds; an unfinished file older than this is deleted, since writing a volume takes one second
 STRUCTURES = {
     "1": "white matter",
     "2": "cortical grey",
@@ -36,20 +36,21 @@ STRUCTURES = {
 def example_population(
     folder: str | Path | None = None, subjects: int = 60, seed: int = 0, spacing: float = 2.0
 ) -> Path:
-    """Make what is missing of the example population; its Decathlon folder.
+    """Generate the missing volumes of the example population, and return the population's Decathlon folder.
 
-    Of 60 subjects the first 40 are `training`, 10 `validation`, 10 `test`, all with labels; otherwise the last sixth,
-    rounded up, is the test set and the sixth before it validation. ``dataset.json`` is written last: its presence
-    means complete.
+    The last sixth of the subjects, rounded up, is the test set, and the sixth before the test set is the validation
+    set. The other subjects are the training set. All subjects are labelled. 60 subjects give 40 for training, 10 for
+    validation and 10 for test. ``dataset.json`` is written last, so a folder with ``dataset.json`` is complete.
 
     Args:
-        folder: where; None: in the package's cache folder (MEDCL_MONAI_CACHE moves it).
-        subjects: how many, at least 3.
-        seed: of the population, 0 or more.
-        spacing: 2.0 or 4.0 mm.
+        folder: folder of the population; None: a folder in the package's cache folder, which the environment variable
+            MEDCL_MONAI_CACHE moves.
+        subjects: number of subjects, at least 3.
+        seed: seed of the population, 0 or more; another seed gives other subjects.
+        spacing: voxel spacing in mm, 2.0 or 4.0.
 
     Raises:
-        ValueError: a number out of range, or `folder` holds another data set.
+        ValueError: a number is out of range, or `folder` holds another data set.
         OSError: the folder cannot be written.
     """
     held_out = -(-subjects // 6)
@@ -71,10 +72,10 @@ def example_population(
 
 
 def _complete(folder: Path, generator: dict[str, object]) -> bool:
-    """Whether the folder holds exactly this population.
+    """Return whether the folder holds exactly this population, with all volumes.
 
     Raises:
-        ValueError: it holds another data set.
+        ValueError: the folder holds another data set.
     """
     file = folder / "dataset.json"
     if not file.is_file():
@@ -115,14 +116,14 @@ def _make(folder: Path, generator: dict[str, object]) -> None:
 
 
 def _remove_remains(folder: Path) -> None:
-    """Delete what killed processes left half-written, and nothing that another one may be writing now."""
+    """Delete half-written files of killed processes, but no file that another process may still be writing."""
     for path in folder.glob(".*.example_*.nii.gz"):
         if time.time() - path.stat().st_mtime > ABANDONED:
             path.unlink(missing_ok=True)
 
 
 def _whole(folder: Path, number: int, spacing: float) -> bool:
-    """Whether both volumes of a subject are there, can be read, and have the right shape."""
+    """Return whether both volumes of a subject exist, can be read, and have the right shape."""
     try:
         loaded = [np.asarray(nibabel.load(folder / name).dataobj) for name in _names([number])]
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError):

@@ -1,6 +1,7 @@
-"""The brain template of the example population: tissue shares at 2 mm and the zones that name structures.
+"""The brain template of the example population: tissue shares at 2 mm, and the zones that define the structures.
 
-Made from the ICBM 152 maps in nilearn's wheel. Coordinates are MNI millimetres; ``|x|`` makes every zone symmetric.
+The template is made from the ICBM 152 maps in nilearn's wheel. Coordinates are MNI coordinates in mm. All zones use
+``|x|``, so every zone is symmetric.
 """
 
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ import numpy as np
 from scipy import ndimage as ndi
 
 SUMS = {"T1": 333_468_829, "grey matter": 257_090_788, "white matter": 170_935_158, "brain mask": 1_882_989}
-ORIGIN = (-98.0, -134.0, -72.0)  # mm, of the first voxel of the 1 mm maps
+ORIGIN = (-98.0, -134.0, -72.0)  # MNI coordinates of the first voxel of the 1 mm maps, in mm
 CROP = (slice(11, 87), slice(12, 106), slice(0, 79))
-FULL = 2040  # a block of 8 voxels at 255
-CORE_SHIFT = 240  # thalamus and putamen are half white in the maps: without it they would fall apart
+FULL = 2040  # sum over a block of 8 voxels, 255 each
+CORE_SHIFT = 240  # moved from white to grey: thalamus and putamen are half white in the maps and would fall apart
 WHITE, GREY, CSF = 0, 1, 2
 
 
@@ -22,12 +23,12 @@ class ExampleTemplate:
     """The template at 2 mm, (76, 94, 79) voxels.
 
     Attributes:
-        tissue: shares of white matter, grey matter and CSF (3, *S), float64, after the shift in the core.
-        brain: bool.
-        fossa: of cerebellum and brainstem, bool.
-        ventricles: zone in which CSF is ventricle, bool.
-        central: zone in which grey matter is central grey, bool.
-        affine: voxel to MNI mm.
+        tissue: shares of white matter, grey matter and CSF, (3, *S), float64, after the shift `CORE_SHIFT` in the core.
+        brain: mask of the brain, bool.
+        fossa: mask of cerebellum and brainstem, bool.
+        ventricles: zone in which CSF is labelled as ventricles, bool.
+        central: zone in which grey matter is labelled as central grey, bool.
+        affine: matrix from voxel indices to MNI coordinates in mm.
     """
 
     tissue: np.ndarray
@@ -38,7 +39,7 @@ class ExampleTemplate:
     affine: np.ndarray
 
     def label(self, shares: np.ndarray) -> np.ndarray:
-        """Label map (uint8) of tissue shares (3, *S) by the template's zones."""
+        """Turn tissue shares (3, *S) into a label map (uint8), by the zones of the template."""
         tissue = np.argmax(shares, axis=0)
         solid = self.brain & (tissue != CSF)
         rules = (
@@ -49,17 +50,17 @@ class ExampleTemplate:
             (self.fossa & solid, 5),
         )
         labels = np.zeros(tissue.shape, np.uint8)
-        for where, value in rules:  # the last rule wins
+        for where, value in rules:  # a later rule overrides an earlier rule
             labels[where] = value
         return labels
 
 
 @lru_cache(1)
 def example_template() -> ExampleTemplate:
-    """The template, made once per process.
+    """Make the template; the template is made once per process.
 
     Raises:
-        ValueError: nilearn ships other maps than the ones this was checked with.
+        ValueError: nilearn ships other maps than the maps with which this generator was checked.
     """
     t1, grey, white, mask = (_blocks(values) for values in _maps())
     x, y, z = _coordinates()
@@ -82,7 +83,7 @@ def example_template() -> ExampleTemplate:
 
 
 def _maps() -> list[np.ndarray]:
-    from nilearn import __version__, datasets  # 2 s, and only the example population needs it
+    from nilearn import __version__, datasets  # the import takes 2 s, and only the example population needs nilearn
 
     load = {
         "T1": datasets.load_mni152_template,
@@ -104,7 +105,7 @@ def _maps() -> list[np.ndarray]:
 
 
 def _blocks(values: np.ndarray) -> np.ndarray:
-    """Sums over blocks of 2³ voxels, cropped: exact integers, where resampling would interpolate."""
+    """Sum over blocks of 2³ voxels and crop; the sums are exact integers, whereas resampling interpolates."""
     return values[:196, :232, :188].reshape(98, 2, 116, 2, 94, 2).sum((1, 3, 5))[CROP]
 
 
@@ -121,7 +122,10 @@ def _ellipsoid(
 
 
 def _fossa(t1: np.ndarray, brain: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Below the tentorium, which is a dark sheet in T1: a watershed between cerebrum and hind brain."""
+    """Find the cerebellum and the brainstem by a watershed between cerebrum and hindbrain.
+
+    The border is the tentorium, a dark sheet in T1.
+    """
     cap = np.maximum(2 - 0.45 * x - 0.9 * np.maximum(0, -60 - y), -20)
     cap = np.where(y > -38, np.minimum(cap, -9), cap)
     cerebrum = (

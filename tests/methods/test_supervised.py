@@ -1,0 +1,87 @@
+"""What every supervised method keeps, whatever its loss reads: one suite, one line per method."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets import BasicUNet
+
+from medcl_monai import SegmentationLoss, TermLoss, Trainer, parameter_groups
+from medcl_monai.handlers.collapse import CollapseMonitor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
+from toys import Tap, TapLoss
+
+CLASSES = 3
+
+
+def toy(network):
+    """Network, inferer of the trainer, loss, and the key of a map that the loss reads."""
+    return network, Tap("down_1"), TapLoss(SegmentationLoss(torch.full((CLASSES,), 1 / CLASSES)), width=8), "tap"
+
+
+METHODS = [toy]
+
+
+@pytest.fixture(params=METHODS, ids=lambda method: method.__name__)
+def method(request):
+    torch.manual_seed(0)
+    return request.param(BasicUNet(2, 1, CLASSES, features=(4, 8, 16, 32, 64, 4), norm="batch"))
+
+
+@pytest.fixture
+def batch():
+    image = torch.randn(4, 1, 32, 32)
+    return {"image": image, "label": (image > 0).long() + (image > 1).long()}
+
+
+def trained(method, batch, steps, **knobs):
+    network, inferer, loss, _ = method
+    groups = parameter_groups(network, 0.01, loss=loss)
+    engine = Trainer(
+        device="cpu", max_epochs=1, epoch_length=steps, train_data_loader=[batch] * steps, network=network,
+        optimizer=torch.optim.AdamW(groups), loss_function=loss, inferer=inferer, **knobs,
+    )
+    engine.run()
+    return engine
+
+
+def test_all_terms_together_reach_every_parameter_of_network_and_loss(method, batch):
+    network, inferer, loss, _ = method
+    terms = loss(inferer(batch["image"], network), batch["label"])
+    assert isinstance(loss, TermLoss)
+    assert set(loss.contrasts) <= set(terms)
+    sum(terms.values()).backward()
+    named = [*network.named_parameters(), *loss.named_parameters()]
+    assert [name for name, parameter in named if parameter.requires_grad and parameter.grad is None] == []
+
+
+def test_the_segmenter_stays_the_plain_network(method, batch):
+    network, inferer, _, _ = method
+    before = list(network.state_dict())
+    assert torch.equal(inferer(batch["image"], network.eval())["pred"], network(batch["image"]))
+    trained(method, batch, 1)
+    assert list(network.state_dict()) == before
+    assert isinstance(network(batch["image"]), torch.Tensor)
+    assert not [module for module in network.modules() if module._forward_hooks]
+
+
+def test_the_parameters_of_the_loss_move_and_a_checkpoint_holds_them(method, batch):
+    loss = method[2]
+    before = {name: value.clone() for name, value in loss.named_parameters()}
+    engine = trained(method, batch, 2)
+    assert [name for name, value in loss.named_parameters() if torch.equal(value, before[name])] == []
+    assert set(engine.checkpoint()["loss"]) == set(loss.state_dict())
+
+
+def test_steps_lower_the_loss_and_nothing_that_is_left_holds_a_graph(method, batch):
+    network, inferer, loss, key = method
+    first = float(sum(loss(inferer(batch["image"], network.train()), batch["label"]).values()).detach())
+    engine = trained(method, batch, 12, train_handlers=[CollapseMonitor(1, [key])])
+    (left,) = engine.state.output
+    assert float(left["loss"]) < first
+    assert set(left) >= {"image", "label", "pred", "output", "target", "terms", "loss"}
+    tensors = [left["pred"], *left["output"].values(), *left["terms"].values()]
+    assert not any(tensor.requires_grad for tensor in tensors)
+    assert engine.state.figures[f"{key}.effective_rank"] > 0
