@@ -182,7 +182,10 @@ def runs(bundle: str, seeds: range, knobs: dict[str, object]) -> None:
     print(f"{bundle}: alarms in {alarmed} of {len(seeds)} runs")
 
 
-LEAST = ("effective_rank", "numerical_rank", "feature_spread", "from_equal")
+LEAST = ("effective_rank", "numerical_rank", "feature_spread", "within_samples", "from_equal")
+
+
+OF_START = ("feature_spread", "within_samples")  # figures that are shown as a share of their first value
 
 
 def least(name: str, found: list[tuple[int, dict[str, float]]], widths: dict[str, int]) -> str:
@@ -191,7 +194,7 @@ def least(name: str, found: list[tuple[int, dict[str, float]]], widths: dict[str
     value = min(abs(figures[name]) for step, figures in found if step > 20)
     if figure == "from_equal":
         return f"{name} {value:.3f}"
-    return f"{name} {value / (found[0][1][name] if figure == 'feature_spread' else widths[key]):.1%}"
+    return f"{name} {value / (found[0][1][name] if figure in OF_START else widths[key]):.1%}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcl_monai.data.inspection import Grid
+from medcl_monai.data.inspection import SizeRule
 from medcl_monai.files import write_atomically
 from medcl_monai.overrides import check_overrides, merged
 
@@ -108,7 +108,7 @@ def adapt_bundle(bundle: str | Path, folder: str | Path, knobs: Mapping[str, obj
     return folder
 
 
-def grid_of(bundle: str | Path) -> Grid:
+def size_rule(bundle: str | Path) -> SizeRule:
     """What a bundle asks of the pixels: its sample or view size, and the multiple in its metadata."""
     configs = Path(bundle) / "configs"
     metadata = json.loads((configs / "metadata.json").read_text(encoding="utf-8"))
@@ -116,7 +116,7 @@ def grid_of(bundle: str | Path) -> Grid:
     pretraining = configs / "pretrain.json"
     knobs = json.loads((pretraining if pretraining.is_file() else configs / "train.json").read_text(encoding="utf-8"))
     extent = knobs.get("sample_size") or knobs.get("view_size") or knobs["roi_size"]
-    return Grid(min(extent), multiple=int(str(shape[0]).split("*")[0]), sampled="sample_size" in knobs)
+    return SizeRule(min(extent), multiple=int(str(shape[0]).split("*")[0]), sampled="sample_size" in knobs)
 
 
 def set_knobs(path: Path, knobs: Mapping[str, object]) -> None:

@@ -49,7 +49,7 @@ class Bench:
 
     def root(self, start: str, draw: int) -> Path:
         """A copy of the bundle for these data, of its own for each start and draw; made if it is not there."""
-        from medcl_monai.bundles import adapt_bundle, grid_of
+        from medcl_monai.bundles import adapt_bundle, size_rule
         from medcl_monai.data.inspection import inspect_dataset
 
         source, root = ROOT / "bundles" / self.bundle, self.folder(start, draw) / self.bundle
@@ -58,7 +58,7 @@ class Bench:
             if self.dataset_dir is None:
                 shutil.copytree(source, aside, ignore=shutil.ignore_patterns("eval", "models"))
             else:
-                adapt_bundle(source, aside, inspect_dataset(self.dataset_dir, grid=grid_of(source)).knobs)
+                adapt_bundle(source, aside, inspect_dataset(self.dataset_dir, rule=size_rule(source)).knobs)
             aside.rename(root)
         return root
 

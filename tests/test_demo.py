@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcl_monai.bundles import adapt_bundle, bundle_folder, grid_of, set_knobs
+from medcl_monai.bundles import adapt_bundle, bundle_folder, set_knobs, size_rule
 from medcl_monai.commands.bundle import bundle
 from medcl_monai.commands.demo import demo
 from medcl_monai.commands.demo_report import report, subject_scores, t_interval
-from medcl_monai.data.inspection import Grid, inspect_dataset, suggest_spacing
+from medcl_monai.data.inspection import SizeRule, inspect_dataset, suggest_spacing
 from medcl_monai.data.splits import Split
 
 ROOT = Path(__file__).parents[1]
@@ -50,13 +50,13 @@ def test_the_suggested_knobs_hold_the_slices(population, hippocampus):
     assert [suggest_spacing(extent) for extent in (30.0, 32.0, 33.0, 64.0, 256.0)] == [0.25, 0.25, 0.5, 0.5, 2.0]
 
 
-def test_a_bundle_s_own_grid_rules_the_suggestion(population, hippocampus):
-    grid = grid_of(ROOT / "bundles" / "decorrelated_moco")
-    assert (grid.extent, grid.multiple, grid.sampled) == (96, 32, True)
-    knobs = inspect_dataset(hippocampus, grid=grid).knobs
+def test_a_bundle_s_own_sizes_rule_the_suggestion(population, hippocampus):
+    rule = size_rule(ROOT / "bundles" / "decorrelated_moco")
+    assert (rule.extent, rule.multiple, rule.sampled) == (96, 32, True)
+    knobs = inspect_dataset(hippocampus, rule=rule).knobs
     assert (knobs["pixel_spacing"], knobs["roi_size"], knobs["sample_size"]) == (1.0, [64, 64], [64, 64])
-    assert '--sample_size "[96, 96]"' in str(inspect_dataset(population, grid=grid))
-    assert grid_of(ROOT / "bundles" / "jcl") == Grid(128, 16)
+    assert '--sample_size "[96, 96]"' in str(inspect_dataset(population, rule=rule))
+    assert size_rule(ROOT / "bundles" / "jcl") == SizeRule(128, 16)
 
 
 def test_the_interval_is_student_s(tmp_path):

@@ -13,10 +13,12 @@ import pytest
 
 import medcl_monai
 from medcl_monai.bundles import value_span
+from medcl_monai.commands.knobs import knobs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 PAGES += sorted(ROOT.glob("bundles/*/docs/*.md"))
+BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
 MODULES = [module.name for module in pkgutil.walk_packages(medcl_monai.__path__, "medcl_monai.")]
 
 
@@ -68,6 +70,15 @@ def test_each_verb_explains_itself(verb):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PAGER": "cat"})
     assert done.returncode == 0
     assert "FLAGS" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_the_page_of_a_method_explains_every_knob(bundle):
+    page = (ROOT / "docs" / "methods" / f"{bundle.name}.md").read_text(encoding="utf-8")
+    table = re.search(rf"<!-- begin knobs {bundle.name} -->\n(.*?)\n<!-- end knobs {bundle.name} -->", page, re.S).group(1)
+    assert table == knobs(str(bundle), markdown=True)
+    for name, meaning in re.findall(r"^\| `([\w:]+)` \| .* \| (.*) \|$", table, re.M):
+        assert meaning.strip(), f"{name} has no meaning"
 
 
 def test_the_public_names_exist_and_stand_once():

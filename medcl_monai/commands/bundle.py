@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from medcl_monai.bundles import adapt_bundle, bundle_folder, grid_of, set_knobs
+from medcl_monai.bundles import adapt_bundle, bundle_folder, set_knobs, size_rule
 from medcl_monai.data.inspection import Inspection, inspect_dataset
 
 WITH_DATA = ("pretrain.json", "train.json")  # the configs whose dataset_dir is the data set that was inspected
@@ -34,7 +34,7 @@ def bundle(name: str, folder: str, dataset: str | None = None) -> str:
 def bundle_for(root: Path, folder: Path, dataset: str) -> tuple[Path, Inspection]:
     """A copy of the bundle `root` whose knobs fit a data set, and what the data set is like."""
     place = str(Path(dataset).resolve())
-    inspection = inspect_dataset(place, grid=grid_of(root))
+    inspection = inspect_dataset(place, rule=size_rule(root))
     copy = adapt_bundle(root, folder, inspection.knobs).resolve()
     for config in (copy / "configs" / name for name in WITH_DATA):
         if config.is_file():

@@ -7,7 +7,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from medcl_monai.bundles import bundle_folder, grid_of
+from medcl_monai.bundles import bundle_folder, size_rule
 from medcl_monai.data.inspection import inspect_dataset
 from medcl_monai.data.slices import SliceDataset
 from medcl_monai.diagnostics.figures import effective_rank, feature_spread, participation_ratio, spectrum
@@ -50,7 +50,7 @@ def inspect(
         ValueError: fewer than 8 samples, unreadable volumes, or weights of another network.
     """
     root = bundle_folder(bundle)
-    inspection = inspect_dataset(dataset, subjects, subject_pattern, grid_of(root))
+    inspection = inspect_dataset(dataset, subjects, subject_pattern, size_rule(root))
     report = str(inspection)
     if weights is None:
         return report

@@ -90,9 +90,9 @@ def arguments_of(name: str, component: Mapping[str, object]) -> Iterator[Knob]:
 
 
 def meaning_of(config: object, name: str) -> str:
-    """What the first component that takes ``@name`` says of the argument."""
+    """What the first component of this package that takes ``@name`` says of the argument."""
     members = config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ()
-    if isinstance(config, Mapping) and "_target_" in config:
+    if isinstance(config, Mapping) and str(config.get("_target_")).startswith("medcl_monai."):
         for key, value in config.items():
             if value == f"@{name}" and (meaning := argument_meanings(target_of(config)).get(key)):
                 return meaning

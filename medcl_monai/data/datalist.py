@@ -87,7 +87,7 @@ def volumes_below(folder: Path) -> list[Path]:
     Hidden files, hidden folders and folders whose names begin with ``labels`` are left out. Links to folders are
     followed, and each folder is visited once. A DICOM file is recognised by its content, not by its name.
     """
-    found, seen = [], {folder.resolve()}
+    volumes_found, seen = [], {folder.resolve()}
     for place, inner, names in os.walk(folder, followlinks=True):
         here = Path(place)
         inner[:] = [name for name in sorted(inner) if not name.startswith(".") and not name.lower().startswith("labels")
@@ -95,10 +95,10 @@ def volumes_below(folder: Path) -> list[Path]:
         seen |= {(here / name).resolve() for name in inner}
         files = [here / name for name in names if not name.startswith(".")]
         volumes = [path for path in files if path.name.lower().endswith(SUFFIXES)]
-        found += volumes
+        volumes_found += volumes
         if any(_is_dicom(path) for path in files if path not in volumes) and one_series(here):
-            found.append(here)
-    return sorted(found)
+            volumes_found.append(here)
+    return sorted(volumes_found)
 
 
 def one_series(folder: Path) -> str:
@@ -114,8 +114,8 @@ def one_series(folder: Path) -> str:
     names.SetDirectory(str(folder))
     series = list(names.GetSeriesUIDs())
     if len(series) != 1:
-        found = f"{len(series)} DICOM series, one is expected: {series[:4]}"
-        raise ValueError(f"{folder} holds {found}; give each a folder")
+        problem = f"{len(series)} DICOM series, one is expected: {series[:4]}"
+        raise ValueError(f"{folder} holds {problem}; give each a folder")
     return series[0]
 
 

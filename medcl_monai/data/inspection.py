@@ -16,7 +16,7 @@ PRETRAINING = ("pixel_spacing", "sample_size")  # suggested for pretrain.json; t
 
 
 @dataclass(frozen=True)
-class Grid:
+class SizeRule:
     """What a bundle requires of the pixel grid of its images.
 
     Attributes:
@@ -83,13 +83,16 @@ class Inspection:
 
 
 def inspect_dataset(
-    dataset_dir: str | Path, subjects: str | None = None, subject_pattern: str | None = None, grid: Grid = Grid()
+    dataset_dir: str | Path,
+    subjects: str | None = None,
+    subject_pattern: str | None = None,
+    rule: SizeRule = SizeRule(),
 ) -> Inspection:
     """Read every volume once, and return the statistics of the data set and the suggested knobs.
 
     The suggested pixel spacing is the smallest of the values 0.25·2^k mm at which the 95th percentile of the side
-    lengths of the axial slices fits into `grid.extent` pixels. The suggested region of interest is the smallest that
-    holds all axial slices and whose sides are multiples of `grid.multiple`.
+    lengths of the axial slices fits into `rule.extent` pixels. The suggested region of interest is the smallest that
+    holds all axial slices and whose sides are multiples of `rule.multiple`.
 
     Args:
         dataset_dir: folder of the data set: a Decathlon folder, a folder with ``imagesTr``, or any tree of volumes.
@@ -97,7 +100,7 @@ def inspect_dataset(
             the file name gives the subject.
         subject_pattern: regular expression that is searched in the file name of each volume; its group 1 is the
             subject. None: the file name without suffix is the subject, unless `subjects` is given.
-        grid: what the bundle for which the knobs are suggested requires of the pixel grid.
+        rule: what the bundle for which the knobs are suggested requires of the pixel grid.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no volume, or a file of the data set is missing.
@@ -121,8 +124,8 @@ def inspect_dataset(
                 )
             counts += np.bincount(label.ravel(), minlength=256)
     sizes, spacings = np.array(sizes), np.array(spacings)
-    found = {int(value): counts[value] / counts.sum() for value in np.nonzero(counts)[0]}
-    structures = dict(listed.structures) or {str(value): f"structure {value}" for value in found if value}
+    shares = {int(value): counts[value] / counts.sum() for value in np.nonzero(counts)[0]}
+    structures = dict(listed.structures) or {str(value): f"structure {value}" for value in shares if value}
     return Inspection(
         folder=str(listed.folder),
         volumes=len(entries),
@@ -131,9 +134,9 @@ def inspect_dataset(
         sizes=sizes,
         spacings=spacings,
         intensities=np.array(intensities),
-        shares=found,
+        shares=shares,
         structures=structures,
-        knobs=_knobs(sizes, spacings, structures, grid),
+        knobs=_knobs(sizes, spacings, structures, rule),
     )
 
 
@@ -142,13 +145,13 @@ def suggest_spacing(extent: float, pixels: int = 128) -> float:
     return 0.25 * 2.0 ** math.ceil(math.log2(extent / pixels / 0.25) - 1e-9)
 
 
-def _knobs(sizes: np.ndarray, spacings: np.ndarray, structures: Mapping[str, str], grid: Grid) -> dict[str, object]:
+def _knobs(sizes: np.ndarray, spacings: np.ndarray, structures: Mapping[str, str], rule: SizeRule) -> dict[str, object]:
     within = [axis for axis in range(3) if axis != SLICE_AXIS]
     extents = (sizes * spacings)[:, within]
-    spacing = suggest_spacing(float(np.percentile(extents, 95, axis=0).max()), grid.extent)
+    spacing = suggest_spacing(float(np.percentile(extents, 95, axis=0).max()), rule.extent)
     pixels = np.ceil(extents.max(0) / spacing - 1e-6)
-    roi = [int(math.ceil(side / grid.multiple) * grid.multiple) for side in pixels]
-    suggested = {"pixel_spacing": spacing, "roi_size": roi, **({"sample_size": [max(roi)] * 2} if grid.sampled else {})}
+    roi = [int(math.ceil(side / rule.multiple) * rule.multiple) for side in pixels]
+    suggested = {"pixel_spacing": spacing, "roi_size": roi, **({"sample_size": [max(roi)] * 2} if rule.sampled else {})}
     return {"structures": dict(structures), **suggested} if structures else suggested
 
 

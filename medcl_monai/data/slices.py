@@ -85,12 +85,12 @@ class SliceDataset(Dataset):
     @property
     def foreground(self) -> Tensor:
         """Whether each item has a label value above 0: a bool tensor with one element per item."""
-        found = []
+        by_volume = []
         for paths in self.paths:
             label = np.load(paths["label"], mmap_mode="r")[0] > 0
             others = tuple(axis for axis in range(3) if axis != self.slice_axis)
-            found.append(label.any(others) if self.spatial_dims == 2 else label.any(keepdims=True).reshape(1))
-        return torch.tensor([bool(found[volume][place]) for volume, place in self.items])
+            by_volume.append(label.any(others) if self.spatial_dims == 2 else label.any(keepdims=True).reshape(1))
+        return torch.tensor([bool(by_volume[volume][place]) for volume, place in self.items])
 
     def _content(self, path: Path) -> np.ndarray:
         """Return whether each slice of a volume holds more than one value: a bool array with one element per slice."""

@@ -82,10 +82,10 @@ def split_dataset(
     if not 0 < label_fraction <= 1:
         raise ValueError(f"label_fraction must be above 0, to 1, got {label_fraction}")
     listed = find_volumes(example_population() if dataset_dir is None else dataset_dir, subjects, subject_pattern)
-    held = _held_out(listed, split_seed)
+    held_out = _held_out(listed, split_seed)
     entries = [*listed.training, *listed.validation, *listed.test]
-    parts = {name: [entry for entry in entries if entry["subject"] in people] for name, people in held.items()}
-    pool = [entry for entry in entries if not any(entry["subject"] in people for people in held.values())]
+    parts = {name: [entry for entry in entries if entry["subject"] in people] for name, people in held_out.items()}
+    pool = [entry for entry in entries if not any(entry["subject"] in people for people in held_out.values())]
     refuse_copies(pool, [*parts["test"], *parts["validation"]])
     labelled = ordered({entry["subject"] for entry in pool if "label" in entry}, split_seed)
     kept = set(labelled[: max(1, nearest(label_fraction * len(labelled)))])
@@ -105,26 +105,26 @@ def split_dataset(
 
 def _held_out(listed: Datalist, seed: int) -> dict[str, set[str]]:
     """Return the validation and test subjects; a list that the data set lacks is drawn from the labelled subjects."""
-    held = {name: {entry["subject"] for entry in getattr(listed, name)} for name in ("test", "validation")}
+    held_out = {name: {entry["subject"] for entry in getattr(listed, name)} for name in ("test", "validation")}
     labelled = {entry["subject"] for entry in listed.training if "label" in entry}
-    if twice := (held["validation"] & held["test"]) | (labelled & (held["validation"] | held["test"])):
+    if twice := (held_out["validation"] & held_out["test"]) | (labelled & (held_out["validation"] | held_out["test"])):
         raise ValueError(f"{listed.folder / 'dataset.json'} has subjects in two lists: {sorted(twice)[:5]}")
     if not labelled:  # without labels to train on, the volumes are for pre-training or for evaluation
-        return held
+        return held_out
     rest = ordered(labelled, seed)
     wanted = {
         "test": max(1, nearest(TEST_SHARE * len(rest))),
         "validation": max(LEAST_VALIDATION, nearest(VALIDATION_SHARE * len(rest))),
     }
-    drawn = {name: 0 if held[name] else number for name, number in wanted.items()}
+    drawn = {name: 0 if held_out[name] else number for name, number in wanted.items()}
     if len(rest) <= sum(drawn.values()):
         raise ValueError(
             f"{listed.folder}: {len(rest)} labelled subjects leave none to train on beside {drawn['test']} for test "
             f"and {drawn['validation']} for validation; at least {sum(drawn.values()) + 1} are needed"
         )
     for name, number in drawn.items():
-        held[name], rest = held[name] | set(rest[:number]), rest[number:]
-    return held
+        held_out[name], rest = held_out[name] | set(rest[:number]), rest[number:]
+    return held_out
 
 
 def ordered(subjects: Iterable[str], seed: int) -> list[str]:

@@ -55,8 +55,8 @@ def parameter_groups(
             f"this network has {next(iter(named))!r}"
         )
     fresh = [parameter for name, parameter in named.items() if name not in names]
-    own = [] if loss is None else list(loss.parameters())
-    groups = [(carried, learning_rate * carried_lr_scale), (fresh, learning_rate), (own, learning_rate)]
+    of_loss = [] if loss is None else list(loss.parameters())
+    groups = [(carried, learning_rate * carried_lr_scale), (fresh, learning_rate), (of_loss, learning_rate)]
     if decay_norms:
         return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
     return [

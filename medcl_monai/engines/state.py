@@ -90,8 +90,8 @@ def _engines(trainer: Engine) -> list[Engine]:
 
 
 def _parts(trainer: Engine) -> dict[str, object]:
-    own, *validators = _engines(trainer)
-    parts = dict(stateful(own))
+    trainer_engine, *validators = _engines(trainer)
+    parts = dict(stateful(trainer_engine))
     for number, validator in enumerate(validators):
         parts |= {f"validation {number}: {name}": part for name, part in stateful(validator).items()}
     return parts
@@ -99,8 +99,8 @@ def _parts(trainer: Engine) -> dict[str, object]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint files in a folder, newest first."""
-    found = [path for path in folder.glob("checkpoint_*.pt") if re.fullmatch(r"checkpoint_\d+", path.stem)]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, int(path.stem.split("_")[1])), reverse=True)
+    files = [path for path in folder.glob("checkpoint_*.pt") if re.fullmatch(r"checkpoint_\d+", path.stem)]
+    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, int(path.stem.split("_")[1])), reverse=True)
 
 
 def load_checkpoint(path: str | Path, network: Mapping[str, Tensor]) -> tuple[Path, dict]:

@@ -68,11 +68,11 @@ class TrainingTracker:
 
     def _keep(self, engine: Engine) -> None:
         """Keep the losses as tensors: reading a tensor waits for the device, so tensors are read once per epoch."""
-        state, found = engine.state, engine.state.output[0]
+        state, output = engine.state, engine.state.output[0]
         self.tracker.step = state.optimizer_steps
         if self.tracker.active:
-            terms = {f"loss/{name}": value for name, value in found["terms"].items()}
-            self._step.append({"loss": found["loss"], **terms})
+            terms = {f"loss/{name}": value for name, value in output["terms"].items()}
+            self._step.append({"loss": output["loss"], **terms})
             self._samples += len(next(iter(state.batch.values())))
             self._seconds = time.perf_counter() - self._since
             for name, figure in state.pictures.items():

@@ -54,8 +54,8 @@ class QueueInfoNCELoss(TermLoss):
         """
         masked = None
         if self.exclude_radius is not None:
-            own, older = ([output[f"{whose}{what}"] for what in ("subject", "position")] for whose in ("", "queue_"))
-            masked = same_place(*own, *older, self.exclude_radius)
+            names = [f"{whose}{what}" for whose in ("", "queue_") for what in ("subject", "position")]
+            masked = same_place(*(output[name] for name in names), self.exclude_radius)
         rows = queue_infonce_rows(output["query"], output["key"], output["queue"], self.temperature, masked)
         return {"global": self.weight * mean_over_processes(rows)}
 
@@ -129,5 +129,5 @@ def same_place(
     Positions and `radius` are shares of the slice axis.
     """
     far = position[:, None].double() - queue_position
-    own = (subject[:, None] == queue_subject) & (queue_subject >= 0)  # -1 marks a row without a subject
-    return own & (far.abs() <= radius + TIE)
+    same_subject = (subject[:, None] == queue_subject) & (queue_subject >= 0)  # -1 marks a row without a subject
+    return same_subject & (far.abs() <= radius + TIE)

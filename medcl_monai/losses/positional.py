@@ -97,8 +97,8 @@ def positional_contrast(
     check_threshold(threshold)
     place = position.detach().to(torch.float64)
     near = (place[anchors, None] - place).abs() < threshold - TIE
-    own = torch.arange(len(place), device=place.device)
-    itself = own[anchors, None] == own
+    row = torch.arange(len(place), device=place.device)
+    itself = row[anchors, None] == row
     near &= ~itself
     positives = near.sum(1, keepdim=True)
     if not bool(positives.all()):
@@ -127,13 +127,13 @@ def pair_contrast(
     if world_size() == 1:
         return local_pair_contrast(first, second, position, temperature, threshold)
     counts = gather(torch.tensor([first.shape[-2]], device=first.device)).tolist()
-    before, own, everyone = sum(counts[: rank()]), counts[rank()], sum(counts)
+    before, here, everyone = sum(counts[: rank()]), counts[rank()], sum(counts)
     everything = _join(_gather_rows(first), _gather_rows(second))
-    anchors = torch.arange(before, before + own, device=first.device)
+    anchors = torch.arange(before, before + here, device=first.device)
     anchors = torch.cat([anchors, anchors + everyone])
     places = gather(position.detach().to(torch.float64)).repeat(2)
     mean = positional_contrast(everything, places, temperature, threshold, anchors)
-    return mean * (own * world_size() / everyone)
+    return mean * (here * world_size() / everyone)
 
 
 def local_pair_contrast(

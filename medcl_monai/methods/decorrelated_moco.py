@@ -214,8 +214,8 @@ def read_level(local_level: str) -> tuple[int, int]:
     Raises:
         ValueError: there is no level of this name.
     """
-    found = re.fullmatch(r"(layer[1-4]|decoder[1-5])", local_level)
-    if found is None:
+    match = re.fullmatch(r"(layer[1-4]|decoder[1-5])", local_level)
+    if match is None:
         raise ValueError(f'local_level must be "layer1" to "layer4" or "decoder1" to "decoder5", got {local_level!r}')
     number = int(local_level[-1])
     return (number, 0) if local_level.startswith("layer") else (STAGES - 1, number)

@@ -61,8 +61,8 @@ class LinearProbe(nn.Module):
         maps = self.encoder(x) if torch.jit.is_scripting() else self.read(x)
         logits: list[Tensor] = []
         for place, classify in enumerate(self.classifiers):  # TorchScript cannot zip a list with modules
-            found = classify(maps[place])
-            logits.append(F.interpolate(found, size=x.shape[2:], mode=self.mode, align_corners=False))
+            small = classify(maps[place])
+            logits.append(F.interpolate(small, size=x.shape[2:], mode=self.mode, align_corners=False))
         return torch.stack(logits).sum(0)
 
 

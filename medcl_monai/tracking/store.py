@@ -22,16 +22,16 @@ def find_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> 
 
     Another process may create the experiment at the same time.
     """
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             place = None if artifacts is None else artifacts.resolve().as_uri()
             return client.create_experiment(name, artifact_location=place)
         except mlflow.exceptions.MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    return found.experiment_id
+    return experiment.experiment_id
 
 
 def prepare_store(tracking_uri: str) -> None:

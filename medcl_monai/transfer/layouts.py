@@ -7,7 +7,7 @@ from torch import Tensor
 ENCODER = "encoder."
 
 
-def residual_encoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def residual_encoder(weights: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of a residual network to the names of FlexibleUNet's encoder.
 
     The tensors in torchvision's layout (``conv1.weight``, ``layer1.0.conv1.weight``, …, ``fc.weight``) get the prefix
@@ -17,7 +17,7 @@ def residual_encoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
 
     Args:
         weights: tensors of the file, by name.
-        own: tensors of the network, by name.
+        network: tensors of the network, by name.
 
     Raises:
         ValueError: the encoder in the file is not the encoder of the network.
@@ -26,7 +26,7 @@ def residual_encoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
         renamed = dict(weights)
     else:
         renamed = {f"{ENCODER}{name}": value for name, value in weights.items() if not name.startswith("fc.")}
-    theirs, ours = ({name for name in part if name.startswith(ENCODER)} for part in (renamed, own))
+    theirs, ours = ({name for name in part if name.startswith(ENCODER)} for part in (renamed, network))
     if weights and theirs != ours:
         lone = sorted(theirs ^ ours)
         raise ValueError(
@@ -34,6 +34,6 @@ def residual_encoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
             f"only one of the two has {lone[0]!r}"
         )
     first = f"{ENCODER}conv1.weight"
-    if weights and renamed[first].shape[1] == 3 and own[first].shape[1] == 1:
+    if weights and renamed[first].shape[1] == 3 and network[first].shape[1] == 1:
         renamed[first] = renamed[first].sum(1, keepdim=True)
     return renamed

@@ -143,8 +143,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             return dict(content[wrapper])
     if not _holds_tensors(content):
         foreign = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
-        found = f"{foreign[:3]} are no tensors" if foreign else "it is empty"
-        raise ValueError(f"{path} is not a bare state dict: {found}; names and tensors are expected")
+        problem = f"{foreign[:3]} are no tensors" if foreign else "it is empty"
+        raise ValueError(f"{path} is not a bare state dict: {problem}; names and tensors are expected")
     return dict(content)
 
 

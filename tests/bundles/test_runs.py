@@ -1,5 +1,6 @@
 """A bundle from end to end in one process, in a folder of its own."""
 
+import functools
 import json
 import shutil
 import zipfile
@@ -14,6 +15,7 @@ from medcl_monai import load_pretrained
 from medcl_monai.bundles import read_plan, set_knobs
 from medcl_monai.commands.demo import demo
 from medcl_monai.commands.inspect import inspect
+from medcl_monai.overrides import ids
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
@@ -364,3 +366,21 @@ def test_the_demo_of_a_bundle_runs_what_the_bundle_says(written, population, tmp
     assert (copy / "models" / "model.pt").is_file()
     assert (copy / "eval" / "demo.png").is_file()
     assert (copy / "models" / "pretrained.pt").is_file() == ("pretrain.json" in read_plan(written).before)
+
+
+@pytest.mark.parametrize("file", ["pretrain.json", "train.json"])
+def test_every_knob_that_is_null_or_a_limit_takes_the_word_none(trained, run, tiny, training_knobs, file, tmp_path):
+    if not (trained / "configs" / file).is_file():
+        pytest.skip("this bundle pre-trains nothing")
+    knobs = {**(training_knobs if file == "train.json" else tiny), "output_dir": str(tmp_path)}
+    config = json.loads((trained / "configs" / file).read_text(encoding="utf-8"))
+    words = {name: "none" for name in ids(config) if functools.reduce(_member, name.split("::"), config) is None}
+    words = {name: word for name, word in words.items() if name != "dataset_dir"} | {"clip": "none", "run_name": "none"}
+    assert {"resume", "subjects", "subject_pattern"} <= set(words)
+    trainer = run(trained, file, only_parse=True, **knobs, **words).parser.get_parsed_content("train::trainer")
+    assert trainer.clip is None
+    assert trainer.resume is None
+
+
+def _member(config, name):
+    return config[int(name)] if isinstance(config, list) else config[name]
