@@ -75,7 +75,8 @@ def test_each_verb_explains_itself(verb):
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
 def test_the_page_of_a_method_explains_every_knob(bundle):
     page = (ROOT / "docs" / "methods" / f"{bundle.name}.md").read_text(encoding="utf-8")
-    table = re.search(rf"<!-- begin knobs {bundle.name} -->\n(.*?)\n<!-- end knobs {bundle.name} -->", page, re.S).group(1)
+    begin, end = (f"<!-- {edge} knobs {bundle.name} -->" for edge in ("begin", "end"))
+    table = re.search(rf"{begin}\n(.*?)\n{end}", page, re.S).group(1)
     assert table == knobs(str(bundle), markdown=True)
     for name, meaning in re.findall(r"^\| `([\w:]+)` \| .* \| (.*) \|$", table, re.M):
         assert meaning.strip(), f"{name} has no meaning"
