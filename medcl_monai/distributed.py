@@ -1,6 +1,7 @@
 """Functions to join a process group, and to gather and sum over its processes with exact gradients."""
 
 import os
+from collections.abc import Iterable
 
 import ignite.distributed as idist
 import torch
@@ -111,6 +112,21 @@ def mean_over_processes(values: Tensor, weights: Tensor | None = None) -> Tensor
     weights = torch.ones_like(values) if weights is None else weights.to(values)
     count = total(weights.sum().detach()).clamp(min=1)
     return (values * weights).sum() * world_size() / count
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over all processes, as DistributedDataParallel does for a network it wraps.
+
+    Args:
+        parameters: parameters that no DistributedDataParallel wraps, such as those of a loss; a parameter without a
+            gradient must lack its gradient in all processes.
+    """
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
 
 
 def from_first(x: Tensor) -> Tensor:

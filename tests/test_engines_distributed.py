@@ -31,13 +31,25 @@ class Items(Dataset):
         return self.samples[item[0]]
 
 
-def training(network, batches, folder=None, length=None, frozen=(), **knobs):
-    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
+class Scaled(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, prediction, label):
+        return {"squares": (prediction * self.scale - label).square().mean()}
+
+
+def training(network, batches, folder=None, length=None, frozen=(), loss=None, **knobs):
+    loss = Scaled() if loss is None else loss
+    optimizer = torch.optim.SGD([*network.parameters(), *loss.parameters()], 0.05, momentum=0.9)
     saver = [] if folder is None else [Checkpoints(folder, 1)]
     return Trainer(
         device="cpu", max_epochs=2, epoch_length=length or len(batches), train_data_loader=batches, network=network,
         optimizer=optimizer, train_handlers=[Schedule(optimizer), *saver],
-        loss_function=lambda prediction, label: {"squares": (prediction - label).square().mean()},
+        loss_function=loss,
         frozen=FrozenEncoder(network, frozen, 1) if frozen else None, **knobs,
     )
 
@@ -55,19 +67,19 @@ def in_each(rank, folder, work, *arguments):
 
 
 def train_half(rank, folder, knobs):
-    network = DistributedDataParallel(segmenter())
-    training(network, BATCHES[rank::2], folder / "checkpoints", **knobs).run()
-    torch.save(network.module.state_dict(), folder / f"rank_{rank}.pt")
+    network, loss = DistributedDataParallel(segmenter()), Scaled()
+    training(network, BATCHES[rank::2], folder / "checkpoints", loss=loss, **knobs).run()
+    torch.save({**network.module.state_dict(), **loss.state_dict()}, folder / f"rank_{rank}.pt")
 
 
 @pytest.mark.parametrize("knobs", [{"accumulation": 2}, {"frozen": ["0."], "clip": 1.0}])
 def test_two_processes_train_as_one_with_twice_the_batch_and_one_writes(tmp_path, knobs):
-    whole = segmenter()
+    whole, loss = segmenter(), Scaled()
     pairs = zip(BATCHES[::2], BATCHES[1::2], strict=True)
-    training(whole, [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in pairs], **knobs).run()
+    training(whole, [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in pairs], loss=loss, **knobs).run()
     mp.spawn(in_each, (tmp_path, train_half, knobs), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True) for rank in range(2))
-    for name, value in whole.state_dict().items():
+    for name, value in {**whole.state_dict(), **loss.state_dict()}.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value)
     state = torch.load(checkpoints(tmp_path / "checkpoints")[0], weights_only=True)

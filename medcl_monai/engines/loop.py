@@ -14,7 +14,7 @@ from monai.handlers import ValidationHandler
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
-from medcl_monai.distributed import bare, rank
+from medcl_monai.distributed import average_gradients, bare, rank
 from medcl_monai.engines.batches import as_terms, detached, per_sample
 from medcl_monai.engines.freezing import FrozenEncoder
 from medcl_monai.engines.state import restore, snapshot
@@ -233,6 +233,8 @@ class TrainingLoop(SupervisedTrainer, ABC):
     def _step(self) -> None:
         if self.frozen is not None:
             self.frozen.drop_gradients(self.state.epoch)
+        if isinstance(self.loss_function, nn.Module):  # DistributedDataParallel wraps the network alone
+            average_gradients(self.loss_function.parameters())
         if self.clip is not None:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             nn.utils.clip_grad_norm_(parameters, self.clip)
