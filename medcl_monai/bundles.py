@@ -1,4 +1,4 @@
-"""Bundles from Python: where they are, how one runs, what a demo runs, and a copy whose knobs fit other data."""
+"""Functions on bundles: find a bundle, run its workflows, read the plan of its demo, copy it for other data."""
 
 import json
 import logging
@@ -13,24 +13,30 @@ from medcl_monai.overrides import check_overrides, merged
 
 
 def bundle_folder(bundle: str) -> Path:
-    """The folder of a bundle given by name (in ./bundles or beside the package) or by path."""
+    """Return the folder of a bundle, given by name or by path.
+
+    A name is looked for in ``./bundles`` and in the repository of the package.
+
+    Raises:
+        FileNotFoundError: there is no such bundle.
+    """
     here = [Path(bundle), Path("bundles") / bundle, Path(__file__).parents[1] / "bundles" / bundle]
     for folder in here:
         if (folder / "configs" / "metadata.json").is_file():
             return folder.resolve()
-    raise FileNotFoundError(f"demo: no bundle {bundle!r}: looked for configs/metadata.json in {[str(f) for f in here]}")
+    raise FileNotFoundError(f"no bundle {bundle!r}: looked for configs/metadata.json in {[str(f) for f in here]}")
 
 
 def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrides: object) -> None:
-    """One workflow of a bundle, in this process, as ``python -m monai.bundle run`` would.
+    """Run one workflow of a bundle in this process, as ``python -m monai.bundle run`` does in a process of its own.
 
     Args:
-        config_files: the config, or a config and its overlays.
-        workflow_type: "train" or "infer".
-        overrides: id to value; an id that no config has is refused.
+        config_files: path of the config, or paths of a config and its overlays.
+        workflow_type: "train" for pre-training, training and evaluation, "infer" for inference.
+        overrides: values of ids of the config, by id.
 
     Raises:
-        ValueError: see `check_overrides`.
+        ValueError: an override is an id that no config has.
     """
     from monai.bundle import create_workflow
 
@@ -47,11 +53,12 @@ def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrid
 
 @dataclass(frozen=True)
 class Plan:
-    """What a bundle's demo runs.
+    """Describes what the demo of a bundle runs.
 
     Attributes:
-        before: configs that run first, as ``pretrain.json``.
-        arms: name to overrides of ``train.json``; the first arm's segmenter becomes ``models/model.pt``.
+        before: names of the configs that run before the arms, such as ``pretrain.json``.
+        arms: overrides of ``train.json`` for each arm, by the arm's name; the segmenter of the first arm becomes
+            ``models/model.pt``.
     """
 
     before: tuple[str, ...]
@@ -59,7 +66,7 @@ class Plan:
 
 
 def read_plan(root: Path) -> Plan:
-    """The plan in ``configs/demo.json`` of a bundle.
+    """Read the plan in ``configs/demo.json`` of a bundle.
 
     Raises:
         FileNotFoundError: the bundle has no such file.
@@ -75,17 +82,18 @@ def read_plan(root: Path) -> Plan:
 
 
 def adapt_bundle(bundle: str | Path, folder: str | Path, knobs: Mapping[str, object]) -> Path:
-    """Copy `bundle` to `folder` (without weights) and write `knobs` into its configs and its metadata.
+    """Copy a bundle without its weights, and write values of knobs into the copy's configs and metadata.
 
-    A config gets the knobs that it has; weights that `folder` already holds stay until training replaces them.
+    Each config gets those of the knobs that it has. Weights that `folder` already holds stay until a training replaces
+    them.
 
     Args:
-        bundle: the bundle's folder.
-        folder: of the copy; made or refreshed.
-        knobs: name to value, as ``inspect`` suggests them: structures, pixel_spacing, roi_size.
+        bundle: folder of the bundle.
+        folder: folder of the copy, which is made or refreshed.
+        knobs: values by name, such as ``structures``, ``pixel_spacing`` and ``roi_size`` as ``inspect`` suggests them.
 
     Returns:
-        The copy's folder.
+        The folder of the copy.
 
     Raises:
         ValueError: no config has such a knob.
@@ -109,7 +117,7 @@ def adapt_bundle(bundle: str | Path, folder: str | Path, knobs: Mapping[str, obj
 
 
 def size_rule(bundle: str | Path) -> SizeRule:
-    """What a bundle asks of the pixels: its sample or view size, and the multiple in its metadata."""
+    """Return what a bundle requires of its images: its sample or view size, and the multiple in its metadata."""
     configs = Path(bundle) / "configs"
     metadata = json.loads((configs / "metadata.json").read_text(encoding="utf-8"))
     shape = metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]
@@ -120,14 +128,14 @@ def size_rule(bundle: str | Path) -> SizeRule:
 
 
 def set_knobs(path: Path, knobs: Mapping[str, object]) -> None:
-    """Write values into a hand-formatted config; everything but the values stays as it is written.
+    """Write values into a hand-formatted config; everything but these values stays as it is written.
 
     Args:
-        path: of the config.
-        knobs: id to value, as ``steps`` or ``network_def::stages``.
+        path: path of the config.
+        knobs: values by id, such as ``steps`` or ``network_def::stages``.
 
     Raises:
-        ValueError: the config has no such id; nothing is written.
+        ValueError: the config has no such id; then nothing is written.
     """
     text = path.read_text(encoding="utf-8")
     for name, value in knobs.items():
@@ -139,12 +147,12 @@ def set_knobs(path: Path, knobs: Mapping[str, object]) -> None:
 
 
 def value_span(text: str, names: Sequence[str], start: int = 0) -> tuple[int, int] | None:
-    """Where the value under nested names stands in the text of a JSON object; None if a name is missing.
+    """Return where the value under nested names stands in the text of a JSON object; None if a name is missing.
 
     Args:
-        text: of the JSON.
-        names: of the members, outermost first.
-        start: where the object begins.
+        text: the JSON text.
+        names: names of the nested members, outermost first.
+        start: place in the text at which the object begins.
 
     Example:
         >>> text = '{"a": 1, "b": {"c": [2, 3]}}'

@@ -23,14 +23,14 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
     works on a copy of the bundle, demo/NAME, whose knobs it sets as ``inspect`` suggests.
 
     Args:
-        bundle: name of a bundle in ./bundles, or its folder.
-        dataset: a Decathlon folder or imagesTr/ with labelsTr/; None: the example population.
+        bundle: name of a bundle in ./bundles, or the bundle's folder.
+        dataset: a Decathlon folder, or a folder with imagesTr/ and labelsTr/; None: the example population.
         labelled: number of labelled subjects in fine-tuning, at least 1.
-        seed: of all training runs.
+        seed: seed of all training runs.
 
     Raises:
-        FileNotFoundError: no such bundle or data set.
-        ValueError: the data have no labels, or fewer labelled subjects than asked.
+        FileNotFoundError: there is no such bundle or data set.
+        ValueError: the data have no labels, or fewer labelled subjects than asked for.
     """
     from medcl_monai.commands.demo_report import report  # matplotlib: not before it is needed
 
@@ -69,7 +69,7 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
 
 
 def fine_tune(root: Path, output: Path, arm: str, knobs: dict[str, object], overrides: dict[str, object]) -> None:
-    """Train one arm and score it on the held-out subjects, at the end and at half of the steps, in its own process."""
+    """Train one arm, and score the segmenter of the end and of half of the steps on the held-out subjects."""
     import torch
 
     from medcl_monai.files import write_atomically
@@ -91,7 +91,7 @@ def fine_tune(root: Path, output: Path, arm: str, knobs: dict[str, object], over
 
 
 def segment(root: Path, output: Path, arm: str, image: str) -> None:
-    """Segment one volume with one arm's network through inference.json."""
+    """Segment one volume with the network of one arm, by inference.json."""
     run_bundle(
         [root / "configs" / "inference.json"],
         workflow_type="infer",
@@ -103,7 +103,7 @@ def segment(root: Path, output: Path, arm: str, image: str) -> None:
 
 
 def model_file(root: Path, output: Path, arm: str) -> str:
-    """The bundle's own models/model.pt for the first arm, a file among the results for the others."""
+    """Return where an arm's segmenter is saved: models/model.pt for the first arm, among the results for the others."""
     first = next(iter(read_plan(root).arms))
     return str(root / "models" / "model.pt" if arm == first else output / arm / "model.pt")
 

@@ -26,27 +26,28 @@ def inspect(
     subjects: str | None = None,
     subject_pattern: str | None = None,
 ) -> str:
-    """Describe a data set and suggest knobs for it; with `weights`, also what these make of its images.
+    """Describe a data set and suggest knobs for it; with `weights`, describe also what an encoder makes of its images.
 
-    Of a data set: volumes, people, sizes, spacings, intensities, structures and the suggested knobs. Of weights on
-    it, its images prepared with these knobs: the transfer report, effective rank, participation ratio and spread of
-    the encoder's last map (pooled) and of a dense one, the spectrum, and a map of similarity to the centre of a slice.
+    The description of a data set holds the volumes, people, sizes, spacings, intensities, structures and the suggested
+    knobs. The description of weights holds the transfer report; effective rank, participation ratio and spread of the
+    encoder's last map (pooled) and of an inner map; the spectrum; and a map of the similarity to the centre of a slice.
+    The images are then prepared with the suggested knobs.
 
     Args:
-        dataset: a Decathlon folder, imagesTr/ with or without labelsTr/, or any tree of volumes.
-        weights: models/pretrained.pt or models/model.pt of a bundle; None: the data set alone.
-        bundle: name of a bundle in ./bundles, or its folder: the knobs are for it, and it says how images are prepared
-            and which network the weights are of.
+        dataset: a Decathlon folder, a folder with imagesTr/ and perhaps labelsTr/, or any tree of volumes.
+        weights: models/pretrained.pt or models/model.pt of a bundle; None: only the data set is described.
+        bundle: name of a bundle in ./bundles, or the bundle's folder. The knobs are suggested for this bundle, and its
+            train.json says how images are prepared and which network the weights belong to.
         output: folder of the pictures.
-        samples: slices (3D: crops) that are encoded, at least 8.
-        subjects: a JSON of file name to person.
-        subject_pattern: regular expression; group 1 of the file's name is the person.
+        samples: number of slices (3D: crops) that are encoded, at least 8.
+        subjects: path of a JSON file that maps file names to people.
+        subject_pattern: regular expression whose group 1, found in a file name, is the person.
 
     Returns:
         The report as text.
 
     Raises:
-        FileNotFoundError: no such data set, weights or bundle.
+        FileNotFoundError: there is no such data set, weights file or bundle.
         ValueError: fewer than 8 samples, unreadable volumes, or weights of another network.
     """
     root = bundle_folder(bundle)

@@ -17,11 +17,11 @@ def transfer(
     """Load weights into a network and say what became of every tensor.
 
     Args:
-        weights: a bare state dict, as models/pretrained.pt.
-        network: a config file that holds `net_id` (a bundle's inference.json), or the network's own JSON
-            ({"_target_": "BasicUNet", …}).
-        output: where the network's whole state dict is written; None: nowhere.
-        coverage: least share of the network's elements that must be carried, 0 to 1.
+        weights: file of weights, such as models/pretrained.pt.
+        network: a config file that defines the network under `net_id`, such as a bundle's inference.json, or the
+            network's own JSON ({"_target_": "BasicUNet", …}).
+        output: file that the network's whole state dict is written to; None: no file is written.
+        coverage: least share of the network's elements that the file must give, 0 to 1.
         net_id: id of the network in the config file.
 
     Returns:
@@ -41,7 +41,7 @@ def transfer(
 
 
 def build_network(network: str | dict, net_id: str = "network_def") -> nn.Module:
-    """The network of a config file, of JSON text, or of a dict with `_target_`.
+    """Build the network that a config file, a JSON text or a dict with `_target_` defines.
 
     Raises:
         FileNotFoundError: no such config file.
