@@ -23,6 +23,7 @@ BUNDLES = ("jcl", "decorrelated_moco")
 DRAWS = range(5)
 RATES, SCALES = (0.001, 0.003), (0.1, 1.0)
 LONGER = 4
+WHOLE = 2 * 2 * len(RATES) * len(SCALES) * len(DRAWS)  # two data sets, scratch and pre-trained; of one bundle
 STARTS = ("scratch", "pretrained", "no_blank", "longer")
 LABELS = {
     "scratch": "scratch", "pretrained": "pre-trained", "no_blank": "pre-trained without blank slices",
@@ -157,6 +158,10 @@ def tables(rows: list[dict[str, str]], bundle: str) -> list[str]:
         {**row, "cell": f"{float(row['rate']):g}, {float(row['scale']):g}"} for row in rows if row["bundle"] == bundle
     ]
     datasets = list(dict.fromkeys(row["data"] for row in rows))
+    validated = {(row["data"], row["start"], row["cell"], row["draw"]) for row in rows if row["people"] == "validation"}
+    done = sum(start in STARTS[:2] for _, start, *_ in validated)
+    if done < WHOLE:
+        return [f"{done} of {WHOLE} runs are done. The tables follow when every draw of every cell is complete."]
     starts = [start for start in STARTS if any(row["start"] == start for row in rows)]
     chosen = {start: "{:g}, {:g}".format(*choice(rows, bundle, start)) for start in starts}
     lines = []

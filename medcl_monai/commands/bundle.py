@@ -5,7 +5,7 @@ from pathlib import Path
 from medcl_monai.bundles import adapt_bundle, bundle_folder, set_knobs, size_rule
 from medcl_monai.data.inspection import Inspection, inspect_dataset
 
-WITH_DATA = ("pretrain.json", "train.json")  # the configs whose dataset_dir is the data set that was inspected
+WITH_DATA = ("pretrain.json", "train.json", "inference.json")  # their dataset_dir is the data set that was inspected
 
 
 def bundle(name: str, folder: str, dataset: str | None = None) -> str:

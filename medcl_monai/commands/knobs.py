@@ -12,7 +12,7 @@ from monai.utils.module import locate
 from medcl_monai.bundles import bundle_folder
 
 CONFIGS = ("pretrain.json", "train.json", "inference.json")
-METHOD = ("network_def", "views", "loss")  # whose literal arguments are knobs of the method
+METHOD = ("network_def", "views", "loss", "optimizer")  # components whose literal arguments are knobs
 PLUMBING = {"_desc_", "imports", "num_classes"}
 
 
@@ -121,17 +121,24 @@ def argument_meanings(target: object) -> dict[str, str]:
                 meanings[last] = named[2].strip()
             elif meanings:
                 meanings[last] = f"{meanings[last]} {line.strip()}"
-    return {**inherited, **{name: " ".join(text.replace("`", "").split()) for name, text in meanings.items()}}
+    return {**inherited, **{name: " ".join(_words(text)) for name, text in meanings.items()}}
 
 
 def shown(value: object) -> str:
     """A value as a config writes it; what is computed says so."""
     if isinstance(value, str) and value.startswith("$"):
         return f"computed: {value[1:]}"
+    if value is None:
+        return "none"  # the word that a command line takes
     try:
         return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
     except TypeError:
         return getattr(value, "__name__", str(value))
+
+
+def _words(text: str) -> list[str]:
+    """The words of a meaning without marks of a docstring, and with the word that a command line takes for None."""
+    return re.sub(r"\bNone\b", "none", text.replace("`", "")).split()
 
 
 def _text(target: object) -> str:

@@ -91,7 +91,7 @@ def load_pretrained(
             f"at least {coverage:.0%} asked for (coverage)"
         )
     network.load_state_dict(fitting, strict=False)
-    logger.info("weights %s: %s", path or "none (from scratch)", report)
+    logger.info("weights %s: %s", path, report) if path is not None else logger.info("from scratch: no weights loaded")
     for part in PARTS if path is not None else ():
         if getattr(report, part):
             logger.info("%s: %s", part, ", ".join(getattr(report, part)))

@@ -44,7 +44,7 @@ def test_the_page_of_the_recipe_shows_the_committed_results():
     for bundle in recipe.BUNDLES:
         page = between(recipe.PAGE, f"studies/recipe.py {bundle}")
         assert page == "\n".join(recipe.tables(recipe.read_rows(recipe.RESULTS), bundle))
-        assert "minus scratch" in page
+        assert "minus scratch" in page or "runs are done" in page
 
 
 def test_the_page_of_decorrelated_moco_shows_the_committed_results_against_every_control():
@@ -68,9 +68,8 @@ def test_the_demo_and_the_defaults_are_what_the_starts_chose():
     import recipe
 
     rows = recipe.read_rows(recipe.RESULTS)
-    cells = len(recipe.RATES) * len(recipe.SCALES) * len(recipe.DRAWS)
-    whole = len(recipe.BUNDLES) * 2 * 2 * cells  # two data sets, two starts
-    if sum(row["people"] == "validation" and row["start"] in recipe.STARTS[:2] for row in rows) < whole:
+    done = sum(row["people"] == "validation" and row["start"] in recipe.STARTS[:2] for row in rows)
+    if done < len(recipe.BUNDLES) * recipe.WHOLE:
         pytest.skip("the study of the recipe is not complete")
     for bundle in recipe.BUNDLES:
         configs = ROOT / "bundles" / bundle / "configs"
