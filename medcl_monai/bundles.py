@@ -11,6 +11,8 @@ from medcl_monai.data.inspection import SizeRule
 from medcl_monai.files import write_atomically
 from medcl_monai.overrides import check_overrides, merged
 
+COMPLETE = ("pretrain.json", "train.json", "inference.json")  # configs that hold knobs; overlays keep their own values
+
 
 def bundle_folder(bundle: str) -> Path:
     """Return the folder of a bundle, given by name or by path.
@@ -104,7 +106,8 @@ def adapt_bundle(bundle: str | Path, folder: str | Path, knobs: Mapping[str, obj
         raise FileNotFoundError(f"{bundle} is no bundle: it has no configs/metadata.json")
     shutil.copytree(bundle, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("eval", "models", "__pycache__"))
     (folder / "models").mkdir(exist_ok=True)
-    texts = {path: path.read_text(encoding="utf-8") for path in (folder / "configs").glob("*.json")}
+    paths = [path for path in (folder / "configs" / name for name in COMPLETE) if path.is_file()]
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
     known = {path: [name for name in knobs if value_span(text, name.split("::"))] for path, text in texts.items()}
     if missing := set(knobs) - {name for names in known.values() for name in names}:
         raise ValueError(f"{bundle}: no config has the knobs {sorted(missing)}")

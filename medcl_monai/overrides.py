@@ -1,7 +1,9 @@
 """A check of overrides: a name that no config has is refused, and the error suggests the nearest right name."""
 
+import ast
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,47 +21,47 @@ SPECIAL = {"_target_", "_desc_", "_disabled_", "_requires_", "_mode_"}
 
 
 def check_overrides(config: Mapping[str, object], names: Iterable[str]) -> None:
-    """Refuse overrides with a name that neither the config has nor the component at that place accepts.
+    """Refuse ids that neither the config has nor the component around them accepts.
 
-    MONAI accepts a new top-level name without a message, so ``--step 1000`` would train with the `steps` of the config
-    file.
+    MONAI takes a new top-level key in silence, so ``--step 1000`` would train with the steps of the file.
 
     Args:
-        config: the merged content of the config files, with references and expressions not yet resolved.
-        names: names of the overrides, such as ``steps``, ``loss::temperature`` or ``train::handlers#0#warm_up``.
+        config: the merged content of the config files, not yet resolved.
+        names: ids of the overrides, such as ``steps``, ``loss::temperature`` or ``train::handlers#0#warm_up``.
 
     Raises:
-        ValueError: a name is unknown; the error names the override and the nearest right name.
+        ValueError: an id is unknown; the error names the id, and the nearest id that would be right.
     """
-    for name in names:
-        path = name.replace("#", "::").split("::")
-        if name.startswith("+") or name in OPTIONS | TRACKING or _has(config, path):
+    given = [name.replace("#", "::") for name in names]
+    for name in given:
+        path = name.split("::")
+        if name.startswith("+") or name in OPTIONS | TRACKING or _has(config, path) or _replaced(path, given):
             continue
-        known = [*ids(config), *(f"{'::'.join(path[:-1])}::{extra}" for extra in _accepted(_at(config, path[:-1])))]
-        if "::".join(path) in known:
+        accepted = _accepted(_at(config, path[:-1]))
+        if accepted is None or path[-1] in accepted:
             continue
-        near = difflib.get_close_matches("::".join(path), known, n=1, cutoff=0.5)
+        known = [*ids(config), *(f"{'::'.join(path[:-1])}::{extra}" for extra in accepted - SPECIAL)]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"do you mean {near[0]!r}?" if near else "python -m medcl_monai knobs BUNDLE lists what there is"
         raise ValueError(f"no config has the knob {name!r}: {hint}")
 
 
 def check_command_line() -> None:
-    """Check the overrides of ``python -m monai.bundle run``; a process that was started in another way is not checked.
+    """Check the overrides of ``python -m monai.bundle run``; do nothing in a process that was started in another way.
 
-    MONAI Label, federated clients and Python code may override what they like. Under torchrun the arguments are the
-    same.
+    MONAI Label, federated clients and Python code override what they like. Under torchrun the arguments are the same.
 
     Raises:
-        ValueError: an override has an unknown name, or is None, which MONAI drops without a message.
+        ValueError: an override is an id that no config has; or its value is None, which MONAI drops in silence.
     """
     program = Path(sys.argv[0])
     if program.name != "__main__.py" or program.parent.name != "bundle" or "run" not in sys.argv[1:2]:
         return
     arguments = dict(_arguments(sys.argv[2:]))
+    if dropped := [name for name, value in arguments.items() if value == "None" and name not in OPTIONS]:
+        raise ValueError(f"--{dropped[0]} None: MONAI drops an override of None; write --{dropped[0]} none")
     if "args_file" in arguments:
         arguments = {**ConfigParser.load_config_file(arguments["args_file"]), **arguments}
-    if dropped := [name for name, value in arguments.items() if value in ("None", None)]:
-        raise ValueError(f"--{dropped[0]} None: MONAI drops an override of None; write --{dropped[0]} none")
     if "config_file" in arguments:
         check_overrides(merged(_files(arguments["config_file"])), arguments)
 
@@ -100,31 +102,48 @@ def _at(config: object, path: Sequence[str]) -> object:
     return config
 
 
-def _accepted(part: object) -> set[str]:
-    """Return the names that a component may have: the arguments of its class or function, and MONAI's special names."""
+def _replaced(path: Sequence[str], given: Sequence[str]) -> bool:
+    """Whether another override replaces a component around the id, or the component's class."""
+    above = ["::".join(path[:length]) for length in range(1, len(path))]
+    return any(name in given or f"{name}::_target_" in given for name in above)
+
+
+def _accepted(part: object) -> set[str] | None:
+    """Names that a component's class or function takes; None if anything may be taken."""
     if not isinstance(part, Mapping) or "_target_" not in part:
         return set()
     target = ConfigComponent(config=dict(part), id="").resolve_module_name()
-    target = locate(target) if isinstance(target, str) else target
-    try:
-        return set(inspect.signature(target).parameters) | SPECIAL
-    except (TypeError, ValueError):  # the target is a `$` expression, or a builtin without a signature
-        return SPECIAL
+    target = locate(target) if isinstance(target, str) and not target.startswith("$") else target
+    if not callable(target):  # an expression builds the component
+        return None
+    classes = target.__mro__ if inspect.isclass(target) else ()
+    chain = [base.__init__ for base in classes if "__init__" in vars(base)] or [target]
+    names: set[str] = set()
+    for function in chain:  # a constructor with **kwargs hands them to the next one
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # a builtin without a signature
+            return None
+        names |= {parameter.name for parameter in parameters if parameter.kind not in VARIADIC}
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            return (names | SPECIAL) - {"self"}
+    return None
 
 
-def _arguments(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield the names and values of ``--name value`` and ``--name=value``, as the package fire reads them."""
+VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+def _arguments(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of ``--name value``, ``--name=value`` and ``-name value``, as fire reads them."""
     for place, word in enumerate(words):
-        if word.startswith("--"):
-            name, sign, value = word[2:].partition("=")
+        if re.match(r"--?[A-Za-z_+]", word):
+            name, sign, value = word.lstrip("-").partition("=")
             following = words[place + 1] if place + 1 < len(words) else ""
-            yield name, value if sign else following
+            yield name.replace("-", "_"), value if sign else following
 
 
-def _files(text: str) -> list[str]:
-    """Return the files of ``--config_file``: one path, or a list of paths in Python's notation."""
-    import ast
-
-    if not text.lstrip().startswith(("[", "(")):
-        return [text]
-    return [str(file) for file in ast.literal_eval(text)]
+def _files(config_file: str | Sequence[str]) -> list[str]:
+    """The files of ``--config_file``: one path, or several in a list or tuple as Python writes it."""
+    if isinstance(config_file, str) and config_file.lstrip().startswith(("[", "(", "'", '"')):
+        config_file = ast.literal_eval(config_file)
+    return [config_file] if isinstance(config_file, str) else [str(file) for file in config_file]

@@ -22,8 +22,10 @@ def full_precision(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def outside_autocast(*arguments: object, **named: object) -> object:
-        device = next(value.device for value in (*arguments, *named.values()) if isinstance(value, Tensor))
-        with torch.autocast(device.type, enabled=False):
+        tensors = [value for value in (*arguments, *named.values()) if isinstance(value, Tensor)]
+        if not tensors:
+            raise TypeError(f"{function.__name__}: at least one argument must be a tensor")
+        with torch.autocast(tensors[0].device.type, enabled=False):
             return function(*map(_single, arguments), **{name: _single(value) for name, value in named.items()})
 
     return outside_autocast

@@ -131,16 +131,24 @@ def one_test(bundle: str, data: str, start: str, draw: int, rate: float, scale: 
 def choice(rows: list[dict[str, str]], bundle: str, start: str) -> tuple[float, float]:
     """Rate and scale with the highest Dice of validation people: mean over draws, then over data sets; ties: the first.
 
-    Rows of test people are not read.
+    Only draws that every cell has are compared. Rows of test people are not read.
     """
-    found: dict[tuple[float, float], dict[str, list[float]]] = {}
+    cells: dict[tuple[float, float], dict[tuple[str, str], float]] = {}
     for row in rows:
         if (row["bundle"], row["start"], row["people"]) == (bundle, start, "validation"):
-            cell = found.setdefault((float(row["rate"]), float(row["scale"])), {})
-            cell.setdefault(row["data"], []).append(float(row["dice"]))
-    if not found:
-        raise ValueError(f"recipe: no rows of validation people for {start} of {bundle}: run first")
-    return max(sorted(found), key=lambda cell: statistics.fmean(statistics.fmean(v) for v in found[cell].values()))
+            cell = cells.setdefault((float(row["rate"]), float(row["scale"])), {})
+            cell[row["data"], row["draw"]] = float(row["dice"])
+    common = sorted(set.intersection(*map(set, cells.values()))) if cells else []
+    if not common:
+        raise ValueError(f"recipe: no draw of validation people in all cells for {start} of {bundle}: run first")
+
+    def mean(cell: tuple[float, float]) -> float:
+        datasets = {data for data, _ in common}
+        return statistics.fmean(
+            statistics.fmean(cells[cell][key] for key in common if key[0] == data) for data in datasets
+        )
+
+    return max(sorted(cells), key=mean)
 
 
 def report(write: bool = False) -> None:

@@ -327,6 +327,22 @@ def test_an_epoch_of_unknown_or_odd_length_and_an_absent_encoder_are_named():
         FrozenEncoder(segmenter(), ["1."], -1)
 
 
+def test_a_run_that_ends_while_frozen_gives_the_gradients_back():
+    network = with_statistics(segmenter())
+    trainer(network, epochs=1, frozen=FrozenEncoder(network, ["1."], 5)).run()
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_clipping_counts_all_groups():
+    network, norms = segmenter(), []
+    groups = [{"params": [parameter]} for parameter in network.parameters()]
+    optimizer = torch.optim.SGD(groups, 0.0)
+    engine = trainer(network, epochs=1, length=1, optimizer=optimizer, clip=1e-3)
+    optimizer.register_step_pre_hook(lambda *_: norms.extend(p.grad.norm() for p in network.parameters()))
+    engine.run()
+    assert float(torch.stack(norms).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_a_frozen_encoder_leaves_what_the_user_froze_alone():
     network = segmenter()
     network[1].bias.requires_grad_(False)

@@ -1,4 +1,6 @@
+import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ def config():
     [
         "steps", "loss::temperature", "loss#temperature", "views::rotation", "network_def::backbone::features",
         "network_def::corner_aligned", "network_def::backbone::dropout", "train::handlers#0#warm_up", "tracking",
-        "tracking_uri", "+steps", "train::handlers::1::_disabled_", "train::dataset::blank", "meta_file",
+        "tracking_uri", "+steps", "train::trainer::key_train_metric", "network::non_blocking",
+        "train::handlers::1::_disabled_", "train::dataset::blank", "meta_file",
     ],
 )
 def test_what_a_config_has_or_its_component_accepts_is_taken(config, name):
@@ -58,8 +61,31 @@ def test_the_command_line_of_monai_is_checked_and_no_other(monkeypatch):
     monkeypatch.setattr(sys, "argv", of_monai("--config_file", CONFIGS / "train.json", "--clip", "None"))
     with pytest.raises(ValueError, match="MONAI drops an override of None; write --clip none"):
         check_command_line()
+    monkeypatch.setattr(sys, "argv", of_monai("-config-file", CONFIGS / "train.json", "-step", "3"))
+    with pytest.raises(ValueError, match="no config has the knob 'step'"):
+        check_command_line()
+    for fine in (("--batch-size", "4"), ("--tracking", "None"), ("--seed", "-1")):
+        monkeypatch.setattr(sys, "argv", of_monai("--config_file", files, *fine))
+        check_command_line()
+    monkeypatch.setattr(sys, "argv", ["/x/other/__main__.py", "run", "--config_file", files, "--step", "3"])
+    check_command_line()
     monkeypatch.setattr(sys, "argv", ["/x/monailabel/main.py", "run", "--step", "3"])
     check_command_line()
+
+
+def test_a_file_of_arguments_is_checked_too(monkeypatch, tmp_path):
+    files = [str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")]
+    for arguments, wrong in (({"steps": 3, "subjects": None}, False), ({"step": 3}, True)):
+        (tmp_path / "args.json").write_text(json.dumps({"config_file": files, **arguments}), encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", of_monai("--args_file", tmp_path / "args.json"))
+        with pytest.raises(ValueError, match="no config has the knob 'step'") if wrong else nullcontext():
+            check_command_line()
+
+
+def test_arguments_of_a_component_that_another_override_replaces_are_taken(config):
+    check_overrides(config, ["optimizer::_target_", "optimizer::betas", "loss", "loss::sigmoid"])
+    with pytest.raises(ValueError, match="no config has the knob 'optimizer::betas'"):
+        check_overrides(config, ["optimizer::betas"])
 
 
 def test_python_code_that_runs_a_bundle_is_checked_too():

@@ -77,6 +77,8 @@ def arguments_of(name: str, component: Mapping[str, object]) -> Iterator[Knob]:
     """The literal arguments of a component and of the components inside it, then what its code takes beside them."""
     target = target_of(component)
     meanings = argument_meanings(target)
+    if target is None:  # an expression builds the component
+        return
     ours = target.__module__.startswith("medcl_monai.")
     library = "" if ours else f"{target.__module__.split('.')[0]}'s {target.__name__}"
     for key, value in component.items():
@@ -110,11 +112,11 @@ def argument_meanings(target: object) -> dict[str, str]:
     if target is None:
         return {}
     inherited = argument_meanings(target.__base__) if inspect.isclass(target) and target.__base__ is not object else {}
-    sections = re.finditer(r"\n\s*Args:\n(.*?)(?=\n\s*\n|\n\s*(?:Raises|Returns|Example)\w*:|\Z)", _text(target), re.S)
+    sections = re.finditer(r"\n( *)Args:\n((?:\1 +.*\n|\s*\n)*)", f"{_text(target)}\n")
     meanings: dict[str, str] = {}
     for section in sections:
-        indent = len(re.match(r"\s*", section[1])[0])
-        for line in section[1].splitlines():
+        indent = len(re.match(r"\s*", section[2])[0])
+        for line in section[2].splitlines():
             named = re.match(rf"\s{{{indent}}}(\w+)(?: \([^)]*\))?: ?(.*)", line)
             if named:
                 last = named[1]

@@ -49,6 +49,11 @@ class FrozenEncoder:
             for parameter in self._parameters:
                 parameter.requires_grad_(not self.holds(epoch))
 
+    def release(self) -> None:
+        """Give back the gradients of the encoder's parameters, at the end of a run that may have ended while frozen."""
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
+
     def drop_gradients(self, epoch: int) -> None:
         """Remove the gradients of a frozen encoder, so that the optimiser and the gradient clipping ignore them."""
         if self.holds(epoch):

@@ -91,6 +91,8 @@ class TrainingLoop(SupervisedTrainer, ABC):
             raise ValueError(f"accumulation {accumulation} must be at least 1, clip {clip} above 0 or null")
         self.autocast, self.clip, self.accumulation, self.seed, self.resume = amp, clip, accumulation, seed, resume
         self.frozen = frozen
+        if isinstance(loss_function, nn.Module):
+            loss_function.to(torch.device(device))  # the parameters stay the objects that the optimiser holds
         self.validations = [handler for handler in train_handlers or () if isinstance(handler, ValidationHandler)]
         self._decollates = postprocessing is not None or key_train_metric is not None
         self._unchecked: list[tuple[str, Tensor, dict[str, Tensor]]] = []
@@ -113,6 +115,8 @@ class TrainingLoop(SupervisedTrainer, ABC):
         self.add_event_handler(Events.STARTED, self._start_stream)
         self.add_event_handler(Events.EPOCH_STARTED, self._require_statistics)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._validate_at_the_end)
+        if frozen is not None:
+            self.add_event_handler(Events.COMPLETED, lambda _: frozen.release())
 
     @abstractmethod
     def prepare(

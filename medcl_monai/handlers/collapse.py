@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from jaxtyping import Float
 from monai.engines.utils import IterationEvents
-from torch import Tensor
+from torch import Tensor, nn
 
 from medcl_monai.diagnostics.figures import (
     alignment,
@@ -133,7 +133,7 @@ class CollapseMonitor:
         due = engine.state.optimizer_steps % self.interval == 0
         self._compare(engine, current, due)
         for key in self.keys:
-            if key in current["output"]:
+            if isinstance(current["output"].get(key), Tensor):
                 pool(self._rows.setdefault(key, deque()), evenly(current["output"][key], ROWS_PER_STEP))
         if due:
             self._look(engine, current["output"])
@@ -149,7 +149,7 @@ class CollapseMonitor:
         for name, (value, collapsed) in zip(names, pairs.tolist(), strict=True):
             gap = value - collapsed
             engine.state.figures[f"{name}.from_equal"] = gap
-            near = abs(gap) < TERM_BAR * abs(collapsed)
+            near = abs(gap) <= TERM_BAR * abs(collapsed)
             self._steps_near[name] = self._steps_near.get(name, 0) + 1 if near else 0
 
     def _look(self, engine: Engine, output: Mapping[str, Tensor]) -> None:
@@ -256,10 +256,19 @@ def terms_of_equal_embeddings(loss: Callable, output: Mapping[str, Tensor], targ
             are.
         target: the target that the loss reads.
     """
-    equal = {
-        name: torch.full_like(value, value.shape[1] ** -0.5) if value.ndim > 1 and value.is_floating_point() else value
-        for name, value in output.items()
-    }
-    devices = {value.device for value in equal.values() if value.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices):  # training keeps its random numbers
-        return as_terms(loss(equal, target))
+    with torch.no_grad(), torch.random.fork_rng():  # training keeps its random numbers
+        if isinstance(loss, nn.Module):  # and the loss its running statistics: only copies of them change
+            copies = {name: buffer.clone() for name, buffer in loss.named_buffers()}
+            return as_terms(torch.func.functional_call(loss, copies, (_equal(output), target)))
+        return as_terms(loss(_equal(output), target))
+
+
+def _equal(values: object) -> object:
+    """Return an output, as deep as its dicts and lists go, with one unit vector in place of all embeddings."""
+    if isinstance(values, Tensor) and values.ndim > 1 and values.is_floating_point():
+        return torch.full_like(values, values.shape[1] ** -0.5)
+    if isinstance(values, Mapping):
+        return {name: _equal(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_equal(value) for value in values]
+    return values

@@ -1,5 +1,7 @@
 """Running statistics of batch norm: computed for random networks, required of networks that run in `eval()`."""
 
+import math
+
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -34,7 +36,7 @@ def compute_statistics(network: nn.Module, dataset: Dataset, samples: int = 256)
     count = min(samples, len(dataset))
     if count < 2:
         raise ValueError(f"compute_statistics: {count} samples give no variance: at least 2 are needed")
-    places = torch.linspace(0, len(dataset) - 1, count).long().tolist()
+    places = torch.linspace(0, len(dataset) - 1, count).long()
     modes = {module: module.training for module in network.modules()}
     momenta = {layer: layer.momentum for layer in layers.values()}
     network.eval()
@@ -42,8 +44,8 @@ def compute_statistics(network: nn.Module, dataset: Dataset, samples: int = 256)
         layer.train()
         layer.momentum = None  # plain mean over batches instead of an exponential moving average
         layer.num_batches_tracked.zero_()
-    for batch in range(0, count - 1, BATCH):  # a last batch of one sample has no variance and is left out
-        network(torch.stack([dataset[place]["image"] for place in places[batch : batch + BATCH]]))
+    for chunk in places.tensor_split(math.ceil(count / BATCH)):  # of nearly equal size: each batch counts alike
+        network(torch.stack([dataset[place]["image"] for place in chunk.tolist()]))
     for layer, momentum in momenta.items():
         layer.momentum = momentum
     for module, mode in modes.items():

@@ -79,11 +79,11 @@ def load_pretrained(
         raise ValueError(f"load_pretrained: coverage must be 0 to 1, got {coverage}")
     tensors = network.state_dict()
     weights = {} if path is None else read_weights(path)
-    if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
-        raise ValueError(f"{path} is not loaded: its tensor {bad[0]!r} ({len(bad)} in all) is not finite")
     for rename in [layout] if callable(layout) else layout:
         weights = rename(weights, tensors)
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
+    if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
+        raise ValueError(f"{path} is not loaded: its tensor {bad[0]!r} ({len(bad)} in all) is not finite")
     report, fitting = compare(weights, tensors)
     if path is not None and (report.coverage < coverage or not fitting):
         raise ValueError(

@@ -1,5 +1,6 @@
 """Loading and preparing volumes: one function for pre-training, training, validation and inference."""
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from monai.transforms import (
@@ -20,6 +21,7 @@ from medcl_monai.transforms.dictionary import Spacingd, pixdim
 
 IMAGE, LABEL = "image", "label"
 SCALES = ("z-score", "unit")
+LARGEST = sys.float_info.max  # an infinite window would make every image constant
 INTENSITY = {"percentiles": [0.5, 99.5], "scale": "z-score"}
 
 
@@ -108,8 +110,9 @@ def _check(intensity: Mapping[str, object]) -> bool:
         raise ValueError(f"{expected}, got {dict(intensity)}")
     if intensity.get("scale") not in SCALES:
         raise ValueError(f"{expected}, got {dict(intensity)}")
-    for part, (least, most) in {"percentiles": (0, 100), "window": (float("-inf"), float("inf"))}.items():
+    for part, (least, most) in {"percentiles": (0, 100), "window": (-LARGEST, LARGEST)}.items():
         bounds = intensity.get(part, (0, 1))
-        if not isinstance(bounds, list | tuple) or len(bounds) != 2 or not least <= bounds[0] < bounds[1] <= most:
+        numbers = isinstance(bounds, list | tuple) and [isinstance(x, int | float) for x in bounds] == [True, True]
+        if not numbers or not least <= bounds[0] < bounds[1] <= most:
             raise ValueError(f"intensity: {part} must be two ascending numbers, {least} to {most}, got {bounds}")
     return intensity["scale"] == "unit"

@@ -17,6 +17,7 @@ from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.collapse import CollapseMonitor, evenly, pool, rows_for_rank, terms_of_equal_embeddings
 from medcl_monai.losses.ntxent import NTXentLoss
 from medcl_monai.losses.positional import PositionalContrastiveLoss
+from medcl_monai.losses.terms import TermLoss
 from medcl_monai.methods.base import PretrainingNetwork
 from medcl_monai.methods.jcl import JCLLoss
 
@@ -208,6 +209,15 @@ def test_a_map_that_is_one_vector_at_all_places_of_each_sample_is_an_alarm():
     assert not healthy.alarmed
 
 
+def test_a_resumed_monitor_knows_the_variance_within_samples_at_the_start(tmp_path):
+    before = CollapseMonitor(1, ["view_1"])
+    training(before, shape=(64, 6, 6), loss=mean_of_view, steps=2)
+    torch.save(before.state_dict(), tmp_path / "state.pt")
+    after = CollapseMonitor(1, ["view_1"])
+    after.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert training(after, one_vector_per_sample, 0, shape=(64, 6, 6), loss=mean_of_view, steps=1).alarmed == [1]
+
+
 def test_a_network_and_a_loss_say_themselves_what_is_watched():
     engine = training(CollapseMonitor(1), steps=1)
     assert set(engine.figures[1]) >= {"features.effective_rank", "contrast.from_equal"}
@@ -297,6 +307,30 @@ def test_a_resumed_monitor_knows_the_spread_at_the_start_and_the_steps_so_far(tm
     assert engine.figures[1]["view_1.feature_spread"] == pytest.approx(0, abs=1e-6)
     assert "view_1 has a spread" in caplog.text
     assert [figures["collapse/alarms"] for figures in engine.figures.values()] == [4, 4, 4, 4, 5, 5]
+
+
+def test_the_monitor_leaves_the_running_statistics_of_a_loss():
+    class Normed(TermLoss):
+        contrasts = TERMS
+
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(64)
+
+        def forward(self, output, target):
+            return NTXentLoss()({name: self.norm(output[name]) for name in KEYS})
+
+    found = []
+    for monitor in (None, CollapseMonitor(1, KEYS)):
+        engine = training(monitor, steps=4, loss=Normed())
+        found.append({**engine.loss_function.state_dict(), **engine.network.state_dict()})
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_nested_outputs_are_followed():
+    output = {"view_1": torch.randn(4, 8), "nested": {"maps": [torch.randn(4, 8, 2, 2)]}}
+    terms = terms_of_equal_embeddings(lambda out, _: out["nested"]["maps"][0].std(), output, None)
+    assert float(terms["loss"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_only_optimiser_steps_count():

@@ -8,6 +8,7 @@ import torch
 from monai.networks.nets import BasicUNet
 
 from medcl_monai import SegmentationLoss, TermLoss, Trainer, parameter_groups
+from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.collapse import CollapseMonitor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "toys"))
@@ -72,7 +73,18 @@ def test_the_parameters_of_the_loss_move_and_a_checkpoint_holds_them(method, bat
     before = {name: value.clone() for name, value in loss.named_parameters()}
     engine = trained(method, batch, 2)
     assert [name for name, value in loss.named_parameters() if torch.equal(value, before[name])] == []
-    assert set(engine.checkpoint()["loss"]) == set(loss.state_dict())
+    state = engine.checkpoint()["loss"]
+    assert all(torch.equal(value, loss.state_dict()[name]) for name, value in state.items())
+
+
+def test_a_resumed_training_takes_over_the_parameters_of_the_loss(method, batch, tmp_path):
+    loss = method[2]
+    trained(method, batch, 2, train_handlers=[Checkpoints(tmp_path, 2)])
+    kept = {name: value.clone() for name, value in loss.state_dict().items()}
+    for parameter in loss.parameters():
+        parameter.data.zero_()
+    trained(method, batch, 2, resume=tmp_path)
+    assert all(torch.equal(value, kept[name]) for name, value in loss.state_dict().items())
 
 
 def test_steps_lower_the_loss_and_nothing_that_is_left_holds_a_graph(method, batch):

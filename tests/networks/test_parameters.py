@@ -41,3 +41,13 @@ def test_wrong_numbers_and_the_report_of_another_network_are_named(unet):
         parameter_groups(unet(), 0.01, None, -1.0)
     with pytest.raises(ValueError, match=r"it carried 'other\.weight', this network has 'conv_0"):
         parameter_groups(unet(), 0.01, report("other.weight"))
+
+
+def test_norms_and_biases_may_be_left_out_of_the_decay_and_nothing_is_lost(unet):
+    network, loss = unet(), nn.Linear(2, 2)
+    groups = parameter_groups(network, 0.01, report("conv_0.conv_0.conv.weight"), 0.1, loss, decay_norms=False)
+    given = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(given) == sorted(id(parameter) for parameter in [*network.parameters(), *loss.parameters()])
+    for group in groups:
+        still = group.get("weight_decay") == 0.0
+        assert all((parameter.ndim < 2) == still for parameter in group["params"])

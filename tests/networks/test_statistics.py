@@ -76,6 +76,13 @@ def test_layers_that_compute_their_statistics_now_are_not_refused():
     require_statistics(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3)).eval())
 
 
+def test_batches_of_nearly_equal_size_make_a_short_last_batch_count_no_more():
+    network, images = nn.Sequential(nn.BatchNorm2d(1)), Images(66)
+    images.images[-2:] += 100
+    compute_statistics(network, images, samples=66)
+    torch.testing.assert_close(network[0].running_mean, images.images.mean()[None], atol=1e-3, rtol=1e-3)
+
+
 def test_too_few_samples_are_refused():
     with pytest.raises(ValueError, match="1 samples give no variance"):
         compute_statistics(small(), Images(1))

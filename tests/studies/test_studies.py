@@ -28,7 +28,7 @@ def test_a_start_chooses_by_validation_people_alone_and_data_sets_count_alike():
     assert recipe.choice(rows, "jcl", "scratch") == (0.001, 1.0)
     rows += [row("scratch", 0.001, 1.0, 0, 0.2, data="other"), row("scratch", 0.003, 1.0, 0, 0.4, data="other")]
     assert recipe.choice(rows, "jcl", "scratch") == (0.003, 1.0)
-    with pytest.raises(ValueError, match="no rows of validation people for longer of jcl"):
+    with pytest.raises(ValueError, match="no draw of validation people in all cells for longer of jcl"):
         recipe.choice(rows, "jcl", "longer")
 
 
