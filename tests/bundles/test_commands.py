@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 pytestmark = pytest.mark.slow
+TOYS = Path(__file__).parents[1] / "toys"
 
 
 @pytest.fixture
@@ -16,7 +18,9 @@ def call(tmp_path, cache):
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir(exist_ok=True)
         command = [sys.executable, *launcher, *map(str, arguments)]
-        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, env=dict(os.environ), check=False)
+        places = os.pathsep.join([str(TOYS), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": places}
+        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
@@ -25,7 +29,8 @@ def call(tmp_path, cache):
 
 def test_the_four_runs_from_another_directory(call, written):
     configs = written / "configs"
-    for files in ("pretrain.json", "train.json", ["train.json", "evaluate.json"], "inference.json"):
+    before = ["pretrain.json"] if (configs / "pretrain.json").is_file() else []
+    for files in (*before, "train.json", ["train.json", "evaluate.json"], "inference.json"):
         paths = str(configs / files) if isinstance(files, str) else str([str(configs / file) for file in files])
         call("run", "--config_file", paths, "--bundle_root", written)
     assert (written / "eval" / "imagesTr" / "example_005" / "example_005_pred.nii.gz").is_file()
@@ -46,6 +51,8 @@ def test_two_processes_write_one_checkpoint_and_one_finished_run(call, written, 
     from mlflow.tracking import MlflowClient
 
     configs = written / "configs"
+    if not (configs / f"{stage}.json").is_file():
+        pytest.skip("this bundle pre-trains nothing")
     files = str([str(configs / f"{stage}.json"), str(configs / f"multi_gpu_{stage}.json")])
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle")
     call("run", "--config_file", files, "--bundle_root", written, launcher=launcher)
