@@ -79,6 +79,14 @@ def ids(config: object, above: str = "") -> Iterator[str]:
         yield from ids(value, f"{above}{name}::")
 
 
+def target_of(component: Mapping[str, object]) -> object:
+    """Return the class or function of a component; None where an expression says it."""
+    target = ConfigComponent(config=dict(component), id="").resolve_module_name()
+    if isinstance(target, str):
+        return None if target.startswith("$") else locate(target)
+    return target
+
+
 def _has(config: object, path: Sequence[str]) -> bool:
     return _at(config, path[:-1]) is not None and _member(_at(config, path[:-1]), path[-1]) is not MISSING
 
@@ -112,8 +120,7 @@ def _accepted(part: object) -> set[str] | None:
     """Names that a component's class or function takes; None if anything may be taken."""
     if not isinstance(part, Mapping) or "_target_" not in part:
         return set()
-    target = ConfigComponent(config=dict(part), id="").resolve_module_name()
-    target = locate(target) if isinstance(target, str) and not target.startswith("$") else target
+    target = target_of(part)
     if not callable(target):  # an expression builds the component
         return None
     classes = target.__mro__ if inspect.isclass(target) else ()

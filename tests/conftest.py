@@ -62,27 +62,10 @@ def unet():
 @pytest.fixture(scope="session")
 def preprocessing():
     """Builds the bundles' preprocessing."""
-    from monai.transforms import (
-        ClipIntensityPercentilesd,
-        Compose,
-        EnsureChannelFirstd,
-        LoadImaged,
-        NormalizeIntensityd,
-        Orientationd,
-    )
-
-    from medcl_monai.transforms.dictionary import Spacingd, pixdim
+    from medcl_monai.transforms.preprocessing import preprocessing as make
 
     def build(keys=("image",), spacing=4.0, dims=2):
-        modes = ["bilinear", "nearest"][: len(keys)]
-        return Compose([
-            LoadImaged(keys),
-            EnsureChannelFirstd(keys),
-            Orientationd(keys, "RAS", labels=None),
-            Spacingd(keys, pixdim(dims, 2, spacing), mode=modes),
-            ClipIntensityPercentilesd("image", 0.5, 99.5),
-            NormalizeIntensityd("image"),
-        ])
+        return make(keys, spacing, dims)
 
     return build
 

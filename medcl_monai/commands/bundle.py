@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from medcl_monai.bundles import adapt_bundle, bundle_folder, set_knobs, size_rule
+from medcl_monai.bundles import adapt_bundle, bundle_folder, size_rule
 from medcl_monai.data.inspection import Inspection, inspect_dataset
-
-WITH_DATA = ("pretrain.json", "train.json", "inference.json")  # their dataset_dir is the data set that was inspected
 
 
 def bundle(name: str, folder: str, dataset: str | None = None) -> str:
@@ -35,8 +33,5 @@ def bundle_for(root: Path, folder: Path, dataset: str) -> tuple[Path, Inspection
     """A copy of the bundle `root` whose knobs fit a data set, and what the data set is like."""
     place = str(Path(dataset).resolve())
     inspection = inspect_dataset(place, rule=size_rule(root))
-    copy = adapt_bundle(root, folder, inspection.knobs).resolve()
-    for config in (copy / "configs" / name for name in WITH_DATA):
-        if config.is_file():
-            set_knobs(config, {"dataset_dir": place})
-    return copy, inspection
+    copy = adapt_bundle(root, folder, {**inspection.knobs, "dataset_dir": place})
+    return copy.resolve(), inspection

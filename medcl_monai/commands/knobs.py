@@ -6,12 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from monai.bundle.config_item import ConfigComponent
-from monai.utils.module import locate
+from medcl_monai.bundles import COMPLETE, bundle_folder
+from medcl_monai.overrides import target_of
 
-from medcl_monai.bundles import bundle_folder
-
-CONFIGS = ("pretrain.json", "train.json", "inference.json")
 METHOD = ("network_def", "views", "loss", "optimizer")  # components whose literal arguments are knobs
 PLUMBING = {"_desc_", "imports", "num_classes"}
 
@@ -53,7 +50,7 @@ def knobs(bundle: str, markdown: bool = False) -> str:
     """
     configs = bundle_folder(bundle) / "configs"
     lines = []
-    for path in (configs / name for name in CONFIGS):
+    for path in (configs / name for name in COMPLETE):
         if path.is_file():
             rows = list(knobs_of(json.loads(path.read_text(encoding="utf-8"))))
             lines += [f"**{path.name}**", "", *_table(rows), ""] if markdown else [path.name, *_list(rows), ""]
@@ -99,12 +96,6 @@ def meaning_of(config: object, name: str) -> str:
             if value == f"@{name}" and (meaning := argument_meanings(target_of(config)).get(key)):
                 return meaning
     return next(filter(None, (meaning_of(member, name) for member in members)), "")
-
-
-def target_of(component: Mapping[str, object]) -> object:
-    """The class or function of a component; None where an expression says it."""
-    path = ConfigComponent(config=dict(component), id="").resolve_module_name()
-    return None if not isinstance(path, str) or path.startswith("$") else locate(path)
 
 
 def argument_meanings(target: object) -> dict[str, str]:
