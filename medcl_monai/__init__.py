@@ -48,6 +48,7 @@ from medcl_monai.transfer.output_layer import start_at_log_shares
 from medcl_monai.transforms.augmentation import augmentation
 from medcl_monai.transforms.crop_views import CropViews
 from medcl_monai.transforms.dictionary import Spacingd, pixdim
+from medcl_monai.transforms.postprocessing import postprocessing
 from medcl_monai.transforms.preprocessing import Preprocessing, preprocessing
 from medcl_monai.transforms.regions import Regions, draw_regions, sample_regions
 
@@ -130,6 +131,7 @@ __all__ = [
     "pixdim",
     "polynomial",
     "positional_contrast",
+    "postprocessing",
     "preprocessing",
     "queue_infonce",
     "residual_encoder",

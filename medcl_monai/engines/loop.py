@@ -166,6 +166,10 @@ class TrainingLoop(SupervisedTrainer, ABC):
         """
         restore(self, path)
 
+    def begins_step(self) -> bool:
+        """Return whether the current iteration is the first batch of its optimiser step."""
+        return (self.state.iteration - 1) % self.accumulation == 0
+
     def ends_step(self) -> bool:
         """Return whether the current iteration is the last batch of its optimiser step."""
         return self.state.iteration % self.accumulation == 0
@@ -201,10 +205,10 @@ class TrainingLoop(SupervisedTrainer, ABC):
                     validation(self)
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: Mapping[str, Tensor]) -> list[dict[str, object]]:
-        iteration, steps = self.state.iteration, self.ends_step()
-        if (iteration - 1) % self.accumulation == 0:
+        steps = self.ends_step()
+        if self.begins_step():
             self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(derive_seed(self.seed, rank(), iteration))
+        torch.manual_seed(derive_seed(self.seed, rank(), self.state.iteration))
         self._set_modes()
         inputs, target = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         with nullcontext() if steps or self.network is self.bare_network else self.network.no_sync():

@@ -33,7 +33,7 @@ class Pretrainer(TrainingLoop):
 
     def record(self, inputs: object, target: object, output: object) -> dict[str, object]:
         """Return ``views``, ``target`` and ``output``, and keep the outputs until the optimiser step ends."""
-        if (self.state.iteration - 1) % self.accumulation == 0:
+        if self.begins_step():
             self._outputs = []
         self._outputs.append(detached(output))
         return {"views": inputs, "target": target, "output": self._outputs[-1]}

@@ -1,0 +1,31 @@
+"""From a network's logits to a label map: one function for validation, evaluation and inference."""
+
+from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd
+
+from medcl_monai.transforms.preprocessing import LABEL, Preprocessing
+
+PREDICTION = "pred"
+
+
+def postprocessing(preprocessing: Preprocessing, one_hot: int | None = None) -> Compose:
+    """Make the transforms that turn logits into a label map on the grid of the image's file.
+
+    The softmax is brought back to that grid, not the label map: interpolated probabilities give smoother borders.
+
+    Args:
+        preprocessing: the transforms that prepared the image; their spatial part is undone.
+        one_hot: number of classes, 2 or more: prediction and label become one channel per class, as MONAI's metrics
+            take them. None: the prediction stays one channel of class values, and a label is not asked for.
+
+    Example:
+        >>> from medcl_monai import preprocessing
+        >>> finish = postprocessing(preprocessing("image", 1.0))
+        >>> [type(step).__name__ for step in finish.transforms]
+        ['Activationsd', 'Invertd', 'AsDiscreted']
+    """
+    keys, argmax = (PREDICTION, True) if one_hot is None else ([PREDICTION, LABEL], [True, False])
+    return Compose([
+        Activationsd(PREDICTION, softmax=True),
+        Invertd(PREDICTION, transform=preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True),
+        AsDiscreted(keys, argmax=argmax, to_onehot=one_hot),
+    ])
