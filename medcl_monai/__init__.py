@@ -16,28 +16,33 @@ from medcl_monai.engines.pretrainer import Pretrainer
 from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.collapse import CollapseMonitor
+from medcl_monai.handlers.pdcr_figures import PDCRFigures
 from medcl_monai.handlers.progress import Progress
 from medcl_monai.handlers.schedule import Schedule, cosine, polynomial
 from medcl_monai.handlers.shared_weights import SharedWeights
 from medcl_monai.handlers.tracking import EvaluationTracker, TrainingTracker
 from medcl_monai.handlers.unseen import UnseenSubjects
 from medcl_monai.handlers.views_picture import ViewsPicture
-from medcl_monai.inferers import SegmentationInferer
+from medcl_monai.inferers import FeatureTaps, SegmentationInferer
 from medcl_monai.losses.covariance import CovarianceLoss, covariance_penalty
 from medcl_monai.losses.infonce import QueueInfoNCELoss, queue_infonce
 from medcl_monai.losses.local import LocalInfoNCELoss, local_infonce, match_by_feature, match_by_location
 from medcl_monai.losses.ntxent import NTXentLoss, ntxent
+from medcl_monai.losses.pdcr import affinity, balanced_pdcr, pdcr
 from medcl_monai.losses.positional import PositionalContrastiveLoss, positional_contrast
 from medcl_monai.losses.segmentation import SegmentationLoss, class_weights
 from medcl_monai.losses.terms import SumOfLosses, TermLoss
+from medcl_monai.losses.total import TotalLoss
 from medcl_monai.methods.base import PretrainingNetwork, Watched
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCo, DecorrelatedMoCoLoss, DecorrelatedMoCoViews
 from medcl_monai.methods.jcl import JCL, JCLLoss, JCLViews
+from medcl_monai.methods.pdcr_uafs import PDCRLoss
 from medcl_monai.networks import dynunet, flexible_unet, plain_unet, segresnet, swin  # noqa: F401 - cases of encode
 from medcl_monai.networks.encode import decode, encode, encoder_widths
 from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy
 from medcl_monai.networks.probe import LinearProbe
 from medcl_monai.networks.statistics import compute_statistics
+from medcl_monai.networks.uafs import UAFS, insert_uafs
 from medcl_monai.networks.unet import widths
 from medcl_monai.networks.whitening import WhitenZCA, inverse_root_eigh, inverse_root_newton
 from medcl_monai.overrides import check_command_line, check_overrides
@@ -46,6 +51,7 @@ from medcl_monai.transfer.layouts import residual_encoder
 from medcl_monai.transfer.load import Transfer, load_pretrained
 from medcl_monai.transfer.output_layer import start_at_log_shares
 from medcl_monai.transforms.augmentation import augmentation
+from medcl_monai.transforms.boxes import LabelBoxes, class_shares
 from medcl_monai.transforms.crop_views import CropViews
 from medcl_monai.transforms.dictionary import Spacingd, pixdim
 from medcl_monai.transforms.postprocessing import postprocessing
@@ -56,6 +62,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "JCL",
+    "UAFS",
     "Checkpoints",
     "CollapseMonitor",
     "CovarianceLoss",
@@ -66,13 +73,17 @@ __all__ = [
     "DecorrelatedMoCoViews",
     "EvaluationTracker",
     "FeatureQueue",
+    "FeatureTaps",
     "FrozenEncoder",
     "JCLLoss",
     "JCLViews",
+    "LabelBoxes",
     "LinearProbe",
     "LocalInfoNCELoss",
     "MomentumCopy",
     "NTXentLoss",
+    "PDCRFigures",
+    "PDCRLoss",
     "PositionalContrastiveLoss",
     "Preprocessing",
     "Pretrainer",
@@ -90,6 +101,7 @@ __all__ = [
     "StreamSampler",
     "SumOfLosses",
     "TermLoss",
+    "TotalLoss",
     "Tracker",
     "Trainer",
     "TrainingTracker",
@@ -100,9 +112,12 @@ __all__ = [
     "VolumeWriter",
     "Watched",
     "WhitenZCA",
+    "affinity",
     "augmentation",
+    "balanced_pdcr",
     "check_command_line",
     "check_overrides",
+    "class_shares",
     "class_weights",
     "compute_statistics",
     "cosine",
@@ -116,6 +131,7 @@ __all__ = [
     "example_population",
     "find_volumes",
     "foreground_weights",
+    "insert_uafs",
     "inverse_root_eigh",
     "inverse_root_newton",
     "join_processes",
@@ -128,6 +144,7 @@ __all__ = [
     "match_by_location",
     "ntxent",
     "parameter_groups",
+    "pdcr",
     "pixdim",
     "polynomial",
     "positional_contrast",

@@ -1,11 +1,15 @@
-"""Segmentation of whole volumes, slice by slice or window by window."""
+"""Segmentation of whole volumes, slice by slice or window by window, and training that reads inner maps."""
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
-from torch import Tensor
+from torch import Tensor, nn
 
+from medcl_monai.distributed import bare
 from medcl_monai.knobs import knob_types
+
+PREDICTION = "pred"
 
 
 class SegmentationInferer(Inferer):
@@ -63,6 +67,70 @@ class SegmentationInferer(Inferer):
         return logits[(..., *(slice(side) for side in inputs.shape[2:]))]
 
 
+class FeatureTaps(Inferer):
+    """Runs a network and returns its inner feature maps beside the prediction, for a loss that reads these maps.
+
+    The inferer is for training alone. The network stays the bare segmenter: hooks are registered for one call and
+    removed after the call, and nothing is remembered between calls. The loss gets a flat dict, ``pred`` and one map per
+    tapped module.
+
+    Args:
+        names: names of the tapped modules, such as ``down_1``; the keys of a mapping will do.
+
+    Raises:
+        ValueError: `names` is one string, or contains ``pred``; in a call: the network has no such module, a module
+            gave no output or several outputs, or a map has no gradient although the prediction has one.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1))
+        >>> {name: tuple(value.shape) for name, value in FeatureTaps(["0"])(torch.zeros(1, 1, 8, 8), network).items()}
+        {'pred': (1, 2, 6, 6), '0': (1, 4, 6, 6)}
+    """
+
+    @knob_types
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        if isinstance(names, str) or PREDICTION in names:
+            raise ValueError(f"FeatureTaps: names must be a list of module names without 'pred', got {names!r}")
+        self.names = tuple(names)
+
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object
+    ) -> dict[str, Tensor]:
+        """Return the prediction under ``pred``, and each map under the name of its module."""
+        maps: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        hooks = []
+        try:
+            for name, module in self._tapped(bare(network)).items():
+                hooks.append(module.register_forward_hook(lambda _, __, output, kept=maps[name]: kept.append(output)))
+            prediction = network(inputs, *args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, outputs in maps.items():
+            if len(outputs) != 1:
+                what = f"{len(outputs)} outputs" if outputs else "no output"
+                raise ValueError(f"FeatureTaps: {name!r} gave {what} in this forward pass: one is expected")
+            if prediction_needs_gradient(prediction) and not outputs[0].requires_grad:
+                raise ValueError(f"FeatureTaps: the map of {name!r} has no gradient, but the prediction has one")
+        return {PREDICTION: prediction, **{name: output for name, (output,) in maps.items()}}
+
+    def _tapped(self, network: nn.Module) -> dict[str, nn.Module]:
+        modules = dict(network.named_modules())
+        for name in self.names:
+            if name not in modules:
+                near = difflib.get_close_matches(name, list(modules), n=4, cutoff=0.0)
+                raise ValueError(f"FeatureTaps: the network has no module {name!r}; nearest: {near}")
+        return {name: modules[name] for name in self.names}
+
+
+def prediction_needs_gradient(prediction: Tensor | Sequence[Tensor]) -> bool:
+    """Return whether a prediction, or the first of several predictions, carries a gradient."""
+    first = prediction if isinstance(prediction, Tensor) else prediction[0]
+    return first.requires_grad
+
+
 def pad_with_minimum(x: Tensor, size: Sequence[int]) -> Tensor:
     """Pad (B, C, *S) at the end of each axis to at least `size`, with the minimum of each channel of each sample."""
     padded = [max(side, least) for side, least in zip(x.shape[2:], size, strict=True)]
@@ -73,4 +141,4 @@ def pad_with_minimum(x: Tensor, size: Sequence[int]) -> Tensor:
     return canvas
 
 
-__all__ = ["SegmentationInferer", "pad_with_minimum"]
+__all__ = ["FeatureTaps", "SegmentationInferer", "pad_with_minimum"]

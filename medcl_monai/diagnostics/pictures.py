@@ -56,9 +56,8 @@ def views_picture(views: Mapping[str, Tensor]) -> Figure:
     samples = len(next(iter(views.values())))
     figure, axes = _axes(samples, len(views), 1.8)
     for column, (name, images) in enumerate(views.items()):
-        for row, image in enumerate(images.detach().float().cpu()):
-            flat = image if image.ndim == 2 else image[..., image.shape[-1] // 2]
-            _show(axes[row][column], flat.numpy(), name if row == 0 else "")
+        for row, image in enumerate(images):
+            _show(axes[row][column], _middle(image), name if row == 0 else "")
     return figure
 
 
@@ -113,6 +112,47 @@ def spectrum_picture(spectra: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
+def confidence_picture(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+    """Draw the confidence maps of some samples: one row per sample, the image first, then one column per map.
+
+    Args:
+        images: images (B, *S); of a volume, the middle slice is drawn.
+        maps: confidence (B, *s), 0 to 1, by the name of the site, of any size of the same field of view.
+    """
+    figure, axes = _axes(len(images), 1 + len(maps), 1.8)
+    for row, image in enumerate(images):
+        _show(axes[row][0], _middle(image), "image" if row == 0 else "")
+        for column, (name, values) in enumerate(maps.items(), 1):
+            shown = axes[row][column].imshow(_middle(values[row]).T, origin="lower", cmap="viridis", vmin=0, vmax=1)
+            axes[row][column].set(title=name if row == 0 else "", xticks=[], yticks=[])
+            axes[row][column].title.set_fontsize(8)
+    figure.colorbar(shown, ax=axes[:, -1], shrink=0.8, label="confidence")
+    return figure
+
+
+def affinity_picture(affinities: Mapping[str, Tensor]) -> Figure:
+    """Draw a histogram of the affinities of pairs of cells, as shares of all pairs, on a log scale.
+
+    Args:
+        affinities: affinities, 0 to 1, as a vector, by the name of the tapped module; an empty vector is left out.
+    """
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axis = figure.add_subplot()
+    for name, values in affinities.items():
+        if len(values):
+            weights = np.full(len(values), 1 / len(values))
+            axis.hist(values.cpu().numpy(), bins=20, range=(0, 1), weights=weights, histtype="step", label=name)
+            axis.legend()
+    axis.set(xlabel="affinity of two cells", ylabel="share of pairs", yscale="log")
+    return figure
+
+
+def _middle(image: Tensor) -> np.ndarray:
+    """Return an image, or the middle slice of a volume along its last axis."""
+    image = image.detach().float().cpu()
+    return (image if image.ndim == 2 else image[..., image.shape[-1] // 2]).numpy()
+
+
 def _axes(rows: int, columns: int, side: float) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(side * columns, side * rows + 0.5), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -130,4 +170,12 @@ def _save(figure: Figure, path: str | Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-__all__ = ["overlay_picture", "similarity_map", "similarity_picture", "spectrum_picture", "views_picture"]
+__all__ = [
+    "affinity_picture",
+    "confidence_picture",
+    "overlay_picture",
+    "similarity_map",
+    "similarity_picture",
+    "spectrum_picture",
+    "views_picture",
+]

@@ -1,0 +1,272 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from monai.engines import SupervisedTrainer
+from monai.networks.nets import BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
+from torch import nn
+
+from medcl_monai import (
+    FeatureTaps,
+    LabelBoxes,
+    PDCRLoss,
+    SegmentationLoss,
+    TotalLoss,
+    affinity,
+    balanced_pdcr,
+    insert_uafs,
+    pdcr,
+)
+from medcl_monai.handlers.collapse import terms_of_equal_embeddings
+
+CLASSES, SIDES = 3, [5, 7, 9]
+GROUP = ("group", {"num_groups": 4})
+SITES = [f"upcat_{k}.convs" for k in (4, 3, 2, 1)]
+
+
+def segmentation():
+    return SegmentationLoss(torch.full((CLASSES,), 1 / CLASSES))
+
+
+def unet(dims=2, sites=(), features=(8, 8, 16, 16, 16, 8)):
+    network = BasicUNet(dims, 1, CLASSES, features=features, norm=GROUP, act=("relu", {"inplace": True}))
+    return insert_uafs(network, sites)
+
+
+def loss(taps=("down_1", "down_2"), number=16, centre=0.5, **settings):
+    boxes = LabelBoxes(dict.fromkeys(taps, SIDES), CLASSES, number, centre=centre)
+    return PDCRLoss(segmentation(), boxes, **settings)
+
+
+@pytest.fixture
+def batch():
+    image = torch.randn(4, 1, 32, 48)
+    label = torch.zeros(4, 1, 32, 48)
+    label[:, :, 4:14, 20:40], label[:, :, 20:28, 4:12] = 1, 2
+    return image, label
+
+
+def test_terms_stand_beside_those_of_the_segmentation_and_are_the_pair_losses(batch):
+    image, label = batch
+    network = unet()
+    output = FeatureTaps(["down_1", "down_2"])(image, network)
+    measured = loss(intra_weight=0.1, cross_weight=0.2, cross_channels={"down_1": 8, "down_2": 16})
+    terms = measured(output, label)
+    assert list(terms) == ["dice", "cross_entropy", "intra", "cross"]
+    assert measured.contrasts == ("intra", "cross")
+    cells = measured.boxes(label, {name: output[name].shape[2:] for name in ("down_1", "down_2")})
+    z = {name: output[name].flatten(2).gather(2, cells[name].index[:, None].expand(-1, output[name].shape[1], -1)).mT
+         for name in cells}
+    alone = [pdcr(z[name], z[name], affinity(part.shares, part.shares), 0.5) for name, part in cells.items()]
+    torch.testing.assert_close(terms["intra"], 0.1 * sum(alone) / 2)
+    first, second = (layer(z[name]) for name, layer in zip(cells, measured.projectors, strict=True))
+    crossed = pdcr(first, second, affinity(cells["down_1"].shares, cells["down_2"].shares), 0.5)
+    torch.testing.assert_close(terms["cross"], 0.2 * crossed)
+
+
+def test_a_projection_of_cells_is_a_convolution_before_the_sampling(batch):
+    image, label = batch
+    output = FeatureTaps(["down_1", "down_2"])(image, unet())
+    measured = loss(intra_weight=0.0, cross_weight=1.0, cross_channels={"down_1": 8, "down_2": 16}, projection_dim=4)
+    convolved = {
+        name: nn.functional.conv2d(output[name], layer.weight[..., None, None])
+        for name, layer in zip(measured.crossed, measured.projectors, strict=True)
+    }
+    cells = measured.boxes(label, {name: value.shape[2:] for name, value in convolved.items()})
+    places = {name: cells[name].index[:, None].expand(-1, 4, -1) for name in convolved}
+    z = [value.flatten(2).gather(2, places[name]).mT for name, value in convolved.items()]
+    expected = pdcr(*z, affinity(*(cells[name].shares for name in convolved)), 0.5)
+    torch.testing.assert_close(measured(output, label)["cross"], expected)
+
+
+def test_each_term_reaches_its_parts_and_no_other(batch):
+    image, label = batch
+    network = unet(sites=SITES)
+    for parameter in (block.gate for name, block in network.named_modules() if name.endswith(".uafs")):
+        nn.init.ones_(parameter)
+    measured = loss(intra_weight=1.0, cross_weight=1.0, cross_channels={"down_1": 8, "down_2": 16})
+
+    def reached(term):
+        network.zero_grad()
+        measured.zero_grad()
+        measured(FeatureTaps(["down_1", "down_2"])(image, network), label)[term].backward()
+        named = [*network.named_parameters(), *measured.named_parameters()]
+        return {name.split(".")[0] for name, p in named if p.grad is not None and float(p.grad.abs().sum()) > 0}
+
+    encoder = {"conv_0", "down_1", "down_2"}
+    assert reached("intra") == encoder
+    assert reached("cross") == encoder | {"projectors"}
+    assert reached("dice") == {name for name, _ in network.named_children()}
+
+
+def test_a_weight_of_zero_returns_no_term_and_asks_for_no_boxes(batch):
+    image, label = batch
+    plain = loss(intra_weight=0.0)
+    plain.boxes = None
+    assert list(plain(FeatureTaps(["down_1"])(image, unet()), label)) == ["dice", "cross_entropy"]
+    assert plain.contrasts == ()
+    scalar = PDCRLoss(nn.CrossEntropyLoss(), LabelBoxes({"down_1": [5]}, CLASSES), intra_weight=0.0)
+    assert list(scalar({"pred": torch.randn(4, CLASSES, 32, 48)}, label[:, 0].long())) == ["segmentation"]
+
+
+def test_both_parts_off_train_as_the_plain_network_does(batch):
+    image, label = batch
+    results = []
+    for network, inferer, measured in (
+        (unet(sites=[]), FeatureTaps(["down_1", "down_2"]), loss(intra_weight=0.0)),
+        (unet(), lambda x, net: net(x), segmentation()),
+    ):
+        torch.manual_seed(1)
+        for layer in network.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        optimizer = torch.optim.AdamW(network.parameters(), 0.01)
+        for _ in range(5):
+            optimizer.zero_grad()
+            sum(measured(inferer(image, network), label).values()).backward()
+            optimizer.step()
+        results.append(network.state_dict())
+    assert list(results[0]) == list(results[1])
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_in_three_steps_every_tensor_moves(batch):
+    image, label = batch
+    network = unet(sites=SITES)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(network.parameters(), 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(loss()(FeatureTaps(["down_1", "down_2"])(image, network), label).values()).backward()
+        optimizer.step()
+    assert [name for name, value in network.state_dict().items() if torch.equal(value, before[name])] == []
+
+
+NETWORKS = [  # builder, taps, centre
+    (partial(unet, sites=["upcat_1.convs"]), ["down_1", "upcat_3"], 0.5),
+    (lambda dims: UNet(dims, 1, CLASSES, (8, 16, 32, 64), (2, 2, 2), num_res_units=2),
+     ["model.0", "model.1.submodule.0"], 0.0),
+    (lambda dims: DynUNet(dims, 1, CLASSES, [3] * 4, [1, 2, 2, 2], [2, 2, 2], filters=[8, 16, 32, 64]),
+     ["downsamples.0", "upsamples.1"], 0.0),
+    (lambda dims: SegResNet(dims, 8, 1, CLASSES), ["down_layers.1", "up_layers.1"], 0.0),
+    (lambda dims: SwinUNETR(1, CLASSES, depths=(1, 1, 1, 1), feature_size=12, spatial_dims=dims),
+     ["encoder2", "decoder3"], 0.5),
+]
+
+
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("build", "taps", "centre"), NETWORKS, ids=["basic", "unet", "dynunet", "segres", "swin"])
+def test_every_network_trains_with_taps_in_single_and_half_precision(build, taps, centre, dims):
+    network = build(dims)
+    image = torch.randn(2, 1, *[64] * dims)
+    label = (torch.nn.functional.avg_pool2d(image, 9, 1, 4) if dims == 2 else image).gt(0.1).float()
+    measured, values = loss(taps, centre=centre, intra_weight=0.1), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = FeatureTaps(taps)(image, network)
+            terms = measured(output, label)
+        values.append(float(terms["intra"].detach()))
+        assert terms["intra"].dtype == torch.float32
+        sum(terms.values()).backward()
+        assert all(bool(torch.isfinite(p.grad).all()) for p in network.parameters() if p.grad is not None)
+    assert values[1] == pytest.approx(values[0], rel=0.05)
+
+
+def test_deep_supervision_reaches_a_segmentation_loss_that_takes_the_stack(batch):
+    image, label = batch
+    network = DynUNet(
+        2, 1, CLASSES, [3] * 4, [1, 2, 2, 2], [2, 2, 2], filters=[8, 16, 32, 64], deep_supervision=True, deep_supr_num=2
+    )
+
+    def stacked(prediction, target):
+        return sum(nn.functional.cross_entropy(part, target[:, 0].long()) for part in prediction.unbind(1))
+
+    class Stacked(nn.Module):
+        forward = staticmethod(stacked)
+
+    measured = PDCRLoss(Stacked(), LabelBoxes({"downsamples.0": SIDES}, CLASSES, centre=0.0))
+    terms = measured(FeatureTaps(["downsamples.0"])(image, network.train()), label)
+    assert list(terms) == ["segmentation", "intra"]
+    sum(terms.values()).backward()
+
+
+def test_equal_embeddings_give_log_n_in_the_published_form_and_zero_in_the_balanced(batch):
+    image, label = batch
+    output = FeatureTaps(["down_1", "down_2"])(image, unet())
+    published = terms_of_equal_embeddings(loss(intra_weight=0.1), output, label)
+    assert float(published["intra"]) == pytest.approx(0.1 * math.log(16), rel=1e-5)
+    balanced = terms_of_equal_embeddings(loss(intra_weight=0.1, pair_loss=balanced_pdcr), output, label)
+    assert float(balanced["intra"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_centred_embeddings_lose_what_all_cells_of_an_image_share(batch):
+    image, label = batch
+    output = {name: value.detach() for name, value in FeatureTaps(["down_1", "down_2"])(image, unet()).items()}
+    shifted = {name: value if name == "pred" else value + 7 for name, value in output.items()}
+    terms = [loss(centre_embeddings=True)(values, label)["intra"] for values in (output, shifted)]
+    torch.testing.assert_close(*terms, atol=1e-5, rtol=1e-4)
+    assert abs(float(loss()(output, label)["intra"]) - float(loss()(shifted, label)["intra"])) > 1e-4
+
+
+def test_monai_s_own_trainer_takes_the_total(batch):
+    image, label = batch
+    total, network = TotalLoss(loss()), unet(sites=SITES)
+    trainer = SupervisedTrainer(
+        device="cpu", max_epochs=2, train_data_loader=[{"image": image, "label": label}] * 2, network=network,
+        optimizer=torch.optim.AdamW([*network.parameters(), *total.parameters()], 0.01), loss_function=total,
+        inferer=FeatureTaps(["down_1", "down_2"]), decollate=False,
+    )
+    trainer.run()
+    assert list(total.terms) == ["dice", "cross_entropy", "intra"]
+    assert float(sum(total.terms.values())) == pytest.approx(float(trainer.state.output["loss"].detach()), rel=1e-6)
+    assert not any(value.requires_grad for value in total.terms.values())
+
+
+def test_the_growth_of_memory_is_bounded_in_three_dimensions():
+    """One class at a time: 14 classes of two volumes of 128³ would take 235 MB at once."""
+    import resource
+
+    boxes = LabelBoxes({"map": [23]}, 14, 64)
+    label = torch.randint(0, 14, (2, 1, 128, 128, 128), dtype=torch.uint8)
+    boxes(label[:, :, :64, :64, :64].contiguous(), {"map": (16, 16, 16)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    boxes(label, {"map": (32, 32, 32)})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"intra_weight": -1.0}, "weights must be 0 or more"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"cross_weight": 1.0}, r"cross_channels must name two of the taps \['down_1', 'down_2'\], got \[\]"),
+        ({"cross_weight": 1.0, "cross_channels": {"down_1": 8, "upcat_1": 8}}, "cross_channels must name two"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        loss(**settings)
+
+
+def test_taps_of_cross_need_equally_many_sides():
+    boxes = LabelBoxes({"a": [3], "b": [3, 5]}, 2)
+    with pytest.raises(ValueError, match=r"equally many box sides, got \{'a': 1, 'b': 2\}"):
+        PDCRLoss(segmentation(), boxes, cross_weight=1.0, cross_channels={"a": 4, "b": 4})
+
+
+def test_an_output_without_taps_is_refused(batch):
+    image, label = batch
+    with pytest.raises(ValueError, match=r"set train::inferer to medcl_monai\.FeatureTaps"):
+        loss()(unet()(image), label)
+    with pytest.raises(ValueError, match=r"the output has no tap 'down_2', but \['pred', 'down_1'\]"):
+        loss()(FeatureTaps(["down_1"])(image, unet()), label)
+    with pytest.raises(ValueError, match=r"tap 'down_4' has one cell at size \(16, 16\); tap an earlier layer"):
+        loss(["down_4"])(FeatureTaps(["down_4"])(image[..., :16, :16], unet()), label[..., :16, :16])
+
+
+def test_a_label_outside_the_classes_is_refused_as_the_segmentation_loss_says_it(batch):
+    image, label = batch
+    label[0, 0, 0, 0] = CLASSES
+    with pytest.raises(ValueError, match="label values 0 to 3 are outside 0 to 2"):
+        loss()(FeatureTaps(["down_1", "down_2"])(image, unet()), label)
