@@ -28,6 +28,10 @@ OF_CONFIG = {  # knobs that one config of a bundle has
         "train.json": {"network_def::features": FEATURES},
         "inference.json": {"network_def::features": FEATURES},
     },
+    "pdcr_uafs": {
+        "train.json": {"network_def::network::features": [8, 8, 16, 16, 16, 8], "loss::boxes::number": 16},
+        "inference.json": {"network_def::network::features": [8, 8, 16, 16, 16, 8]},
+    },
     "decorrelated_moco": {
         "pretrain.json": {
             "sample_size": [64, 64], "view_size": [64, 64], "network_def::whiten::group_size": 4,
@@ -35,9 +39,10 @@ OF_CONFIG = {  # knobs that one config of a bundle has
         },
     },
 }
-ROI = {"jcl": 48, "decorrelated_moco": 64, TOY: 48}  # pixels
+ROI = {"jcl": 48, "decorrelated_moco": 64, "pdcr_uafs": 48, TOY: 48}  # pixels
 THREE = {  # knobs of a run in 3D
     TOY: ({}, {"roi_size": [32, 32, 32]}),
+    "pdcr_uafs": ({}, {"roi_size": [32, 32, 32]}),
     "jcl": (
         {"view_size": [64, 64, 64], "network_def::stages": 1}, {"roi_size": [32, 32, 32], "coverage": 0.5},
     ),

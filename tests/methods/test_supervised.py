@@ -7,7 +7,16 @@ import pytest
 import torch
 from monai.networks.nets import BasicUNet
 
-from medcl_monai import SegmentationLoss, TermLoss, Trainer, parameter_groups
+from medcl_monai import (
+    FeatureTaps,
+    LabelBoxes,
+    PDCRLoss,
+    SegmentationLoss,
+    TermLoss,
+    Trainer,
+    insert_uafs,
+    parameter_groups,
+)
 from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.collapse import CollapseMonitor
 
@@ -22,7 +31,15 @@ def toy(network):
     return network, Tap("down_1"), TapLoss(SegmentationLoss(torch.full((CLASSES,), 1 / CLASSES)), width=8), "tap"
 
 
-METHODS = [toy]
+def pdcr_uafs(network):
+    boxes = LabelBoxes({"down_1": [3, 5], "down_2": [3, 5]}, CLASSES, 16)
+    segmentation = SegmentationLoss(torch.full((CLASSES,), 1 / CLASSES))
+    loss = PDCRLoss(segmentation, boxes, 0.1, cross_weight=0.1, cross_channels={"down_1": 8, "down_2": 16})
+    sites = [f"upcat_{k}.convs" for k in (4, 3, 2, 1)]
+    return insert_uafs(network, sites), FeatureTaps(["down_1", "down_2"]), loss, "down_2"
+
+
+METHODS = [toy, pdcr_uafs]
 
 
 @pytest.fixture(params=METHODS, ids=lambda method: method.__name__)
