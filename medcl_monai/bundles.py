@@ -35,7 +35,8 @@ def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrid
     Args:
         config_files: path of the config, or paths of a config and its overlays.
         workflow_type: "train" for pre-training, training and evaluation, "infer" for inference.
-        overrides: values of ids of the config, by id.
+        overrides: values of ids of the config, by id; None becomes the word "none", because MONAI drops an override of
+            None without a message.
 
     Raises:
         ValueError: an override is an id that no config has.
@@ -45,6 +46,7 @@ def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrid
     check_overrides(merged(config_files), overrides)
     for module in ("scripts", "workflows"):  # their summary of every call would bury the demo's own lines
         logging.getLogger(f"monai.bundle.{module}").setLevel(logging.ERROR)
+    overrides = {name: "none" if value is None else value for name, value in overrides.items()}
     files = [str(file) for file in config_files]
     workflow = create_workflow(
         config_file=files[0] if len(files) == 1 else files, workflow_type=workflow_type, logging_file=False, **overrides

@@ -17,6 +17,7 @@ OPTIONS = {  # options of `monai.bundle run` and of its tracking, which are no i
     "save_execute_config", "is_not_rank0", "workflow_type", "workflow_name",
 }
 TRACKING = {"tracking_uri", "experiment_name", "run_name"}
+RULED = {"optimizer::lr": "learning_rate"}  # arguments that a component takes and that something else decides
 SPECIAL = {"_target_", "_desc_", "_disabled_", "_requires_", "_mode_"}
 
 
@@ -38,12 +39,35 @@ def check_overrides(config: Mapping[str, object], names: Iterable[str]) -> None:
         if name.startswith("+") or name in OPTIONS | TRACKING or _has(config, path) or _replaced(path, given):
             continue
         accepted = _accepted(_at(config, path[:-1]))
+        if name in RULED:
+            raise ValueError(f"{name} has no effect: {RULED[name]} sets the rate of every parameter")
         if accepted is None or path[-1] in accepted:
             continue
-        known = [*ids(config), *(f"{'::'.join(path[:-1])}::{extra}" for extra in accepted - SPECIAL)]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"do you mean {near[0]!r}?" if near else "python -m medcl_monai knobs BUNDLE lists what there is"
+        known = [*knob_ids(config), *(f"{'::'.join(path[:-1])}::{extra}" for extra in accepted - SPECIAL)]
+        near = nearest(name, list(dict.fromkeys(known)))
+        hint = f"do you mean {near}?" if near else "python -m medcl_monai knobs BUNDLE lists what there is"
         raise ValueError(f"no config has the knob {name!r}: {hint}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return the ids that `name` may stand for, quoted; "" if no id is near.
+
+    The last part of an id is what users remember, so ids with the same last part come first, then ids whose last part
+    is spelt almost alike, then ids that are spelt almost alike as a whole.
+
+    Example:
+        >>> nearest("queue_size", ["view_size", "network_def::queue_size"])
+        "'network_def::queue_size'"
+        >>> nearest("step", ["steps", "seed"])
+        "'steps'"
+    """
+    last = {knob: knob.split("::")[-1] for knob in known}
+    own = name.split("::")[-1]
+    same = [knob for knob in known if last[knob] == own]
+    if not same:
+        alike = difflib.get_close_matches(own, last.values(), n=1, cutoff=0.75)
+        same = [knob for knob in known if last[knob] in alike]
+    return " or ".join(map(repr, (same or difflib.get_close_matches(name, known, n=1, cutoff=0.75))[:3]))
 
 
 def check_command_line() -> None:
@@ -52,8 +76,16 @@ def check_command_line() -> None:
     MONAI Label, federated clients and Python code override what they like. Under torchrun the arguments are the same.
 
     Raises:
-        ValueError: an override is an id that no config has; or its value is None, which MONAI drops in silence.
+        SystemExit: an override is an id that no config has; or its value is None, which MONAI drops in silence. MONAI
+            would bury an exception of another kind under a traceback of fifty lines.
     """
+    try:
+        _check_arguments()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _check_arguments() -> None:
     program = Path(sys.argv[0])
     if program.name != "__main__.py" or program.parent.name != "bundle" or "run" not in sys.argv[1:2]:
         return
@@ -77,6 +109,14 @@ def ids(config: object, above: str = "") -> Iterator[str]:
     for name, value in members:
         yield f"{above}{name}"
         yield from ids(value, f"{above}{name}::")
+
+
+def knob_ids(config: Mapping[str, object]) -> list[str]:
+    """Return the ids that a user may want to set: no part of the config language, and no argument that relays an id."""
+    return [
+        name for name in ids(config)
+        if (path := name.split("::"))[-1] not in SPECIAL and not str(_at(config, path)).startswith("@")
+    ]
 
 
 def target_of(component: Mapping[str, object]) -> object:

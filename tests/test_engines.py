@@ -280,7 +280,7 @@ def test_pictures_of_views_count_optimiser_steps():
         Events.ITERATION_COMPLETED, lambda e: drawn.append(bool(e.state.pictures)) or e.state.pictures.clear()
     )
     engine.run()
-    assert drawn == [False, True, False, False, False, True, False, False]
+    assert drawn == [False, True, False, False, False, False, False, True]
 
 
 def test_training_metrics_see_one_postprocessed_dict_per_sample():

@@ -56,15 +56,15 @@ def test_the_command_line_of_monai_is_checked_and_no_other(monkeypatch):
     monkeypatch.setattr(sys, "argv", of_monai(*arguments))
     check_command_line()
     monkeypatch.setattr(sys, "argv", of_monai("--config_file", files, "--step=3"))
-    with pytest.raises(ValueError, match="no config has the knob 'step'"):
+    with pytest.raises(SystemExit, match=r"^error: no config has the knob 'step'"):
         check_command_line()
     monkeypatch.setattr(sys, "argv", of_monai("--config_file", CONFIGS / "train.json", "--clip", "None"))
-    with pytest.raises(ValueError, match="MONAI drops an override of None; write --clip none"):
+    with pytest.raises(SystemExit, match="MONAI drops an override of None; write --clip none"):
         check_command_line()
     monkeypatch.setattr(sys, "argv", of_monai("-config-file", CONFIGS / "train.json", "-step", "3"))
-    with pytest.raises(ValueError, match="no config has the knob 'step'"):
+    with pytest.raises(SystemExit, match=r"^error: no config has the knob 'step'"):
         check_command_line()
-    for fine in (("--batch-size", "4"), ("--tracking", "None"), ("--seed", "-1")):
+    for fine in (("--batch-size", "4"), ("--tracking", "None"), ("--seed", "-1"), ("--run_name", "x")):
         monkeypatch.setattr(sys, "argv", of_monai("--config_file", files, *fine))
         check_command_line()
     monkeypatch.setattr(sys, "argv", ["/x/other/__main__.py", "run", "--config_file", files, "--step", "3"])
@@ -78,7 +78,7 @@ def test_a_file_of_arguments_is_checked_too(monkeypatch, tmp_path):
     for arguments, wrong in (({"steps": 3, "subjects": None}, False), ({"step": 3}, True)):
         (tmp_path / "args.json").write_text(json.dumps({"config_file": files, **arguments}), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", of_monai("--args_file", tmp_path / "args.json"))
-        with pytest.raises(ValueError, match="no config has the knob 'step'") if wrong else nullcontext():
+        with pytest.raises(SystemExit, match=r"^error: no config has the knob 'step'") if wrong else nullcontext():
             check_command_line()
 
 
@@ -91,3 +91,44 @@ def test_arguments_of_a_component_that_another_override_replaces_are_taken(confi
 def test_python_code_that_runs_a_bundle_is_checked_too():
     with pytest.raises(ValueError, match=r"no config has the knob 'stpes': do you mean 'steps'"):
         run_bundle([CONFIGS / "pretrain.json"], stpes=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("queue_size", "'network_def::queue_size'"), ("group_size", "'network_def::whiten::group_size'"),
+        ("momentum", "'network_def::momentum' or 'optimizer::momentum'"), ("loss::temprature", "'loss::temperature'"),
+        ("step", "'steps'"),
+    ],
+)
+def test_the_hint_goes_by_the_last_part_of_an_id(name, hint):
+    config = merged([CONFIGS.parents[1] / "decorrelated_moco" / "configs" / "pretrain.json"])
+    with pytest.raises(ValueError, match=rf"no config has the knob '{name}': do you mean {hint}\?"):
+        check_overrides(config, [name])
+
+
+def test_tracking_ids_are_taken_by_configs_that_do_not_hold_them():
+    check_overrides(merged([CONFIGS / "inference.json"]), ["run_name", "experiment_name", "tracking_uri"])
+
+
+def test_the_optimiser_s_own_rate_is_refused_because_the_groups_have_theirs(config):
+    with pytest.raises(ValueError, match="optimizer::lr has no effect: learning_rate sets the rate"):
+        check_overrides(config, ["optimizer::lr"])
+
+
+def test_none_from_python_is_none_and_not_the_value_of_the_file(monkeypatch):
+    import monai.bundle
+
+    given = {}
+
+    class StopError(Exception):
+        pass
+
+    def take(**arguments):
+        given.update(arguments)
+        raise StopError
+
+    monkeypatch.setattr(monai.bundle, "create_workflow", take)
+    with pytest.raises(StopError):
+        run_bundle([CONFIGS / "train.json"], clip=None, steps=3)
+    assert (given["clip"], given["steps"]) == ("none", 3)

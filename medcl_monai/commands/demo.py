@@ -10,6 +10,7 @@ from pathlib import Path
 from medcl_monai.bundles import Plan, bundle_folder, read_plan, run_bundle
 from medcl_monai.commands.bundle import bundle_for
 from medcl_monai.data.splits import Split, split_dataset
+from medcl_monai.overrides import ids, merged
 
 LABELLED_SUBJECTS = 2
 SEED = 0
@@ -20,11 +21,13 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
 
     The file ``configs/demo.json`` of the bundle says what runs first, and which arms are compared with which knobs. On
     the example population the bundle keeps the weights (models/pretrained.pt, models/model.pt). With `dataset` the demo
-    works on a copy of the bundle, demo/NAME, whose knobs it sets as ``inspect`` suggests.
+    works on a copy of the bundle, demo/NAME, whose knobs it sets as ``inspect`` suggests. A copy that was set up for
+    data of its own is run on these data.
 
     Args:
         bundle: name of a bundle in ./bundles, or the bundle's folder.
-        dataset: a Decathlon folder, or a folder with imagesTr/ and labelsTr/; None: the example population.
+        dataset: a Decathlon folder, or a folder with imagesTr/ and labelsTr/; None: the ``dataset_dir`` of the bundle's
+            train.json, which is the example population unless the bundle was set up for other data.
         labelled: number of labelled subjects in fine-tuning, at least 1.
         seed: seed of all training runs.
 
@@ -40,6 +43,8 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
         dataset = str(Path(dataset).resolve())
         root, inspection = bundle_for(root, Path("demo") / root.name, dataset)
         print(inspection)
+    else:
+        dataset = _knob(root / "configs" / "train.json", "dataset_dir")
     split = split_dataset(dataset)
     output, plan = root / "eval", read_plan(root)
     _clear(output, plan)
@@ -60,7 +65,7 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
     print("3/4 inference on one held-out volume", flush=True)
     entry = _volume_to_show(split)
     for arm in plan.arms:
-        segment(root, output, arm, entry["image"])
+        segment(root, output, arm, plan.arms[arm], entry["image"])
     print("4/4 report", flush=True)
     print(report(output, tuple(plan.arms), split, entry), flush=True)
     print(f"every run: .venv/bin/mlflow ui --backend-store-uri {overrides['tracking_uri']}")
@@ -90,15 +95,18 @@ def fine_tune(root: Path, output: Path, arm: str, knobs: dict[str, object], over
         run_bundle([configs / "train.json", configs / "evaluate.json"], output_dir=str(folder / name), **scoring)
 
 
-def segment(root: Path, output: Path, arm: str, image: str) -> None:
-    """Segment one volume with the network of one arm, by inference.json."""
+def segment(root: Path, output: Path, arm: str, knobs: dict[str, object], image: str) -> None:
+    """Segment one volume with the network of one arm, by inference.json and those knobs of the arm that it has."""
+    config = root / "configs" / "inference.json"
+    known = set(ids(merged([config])))
     run_bundle(
-        [root / "configs" / "inference.json"],
+        [config],
         workflow_type="infer",
         bundle_root=str(root),
         output_dir=str(output / arm / "inference"),
         model_file=model_file(root, output, arm),
         **{"dataset::data": [{"image": image}]},
+        **{name: value for name, value in knobs.items() if name in known},
     )
 
 
@@ -133,7 +141,7 @@ def _volume_to_show(split: Split) -> dict[str, str]:
     return sorted(split.test, key=lambda entry: entry["image"])[0]
 
 
-def _knob(path: Path, name: str) -> int:
+def _knob(path: Path, name: str) -> object:
     return json.loads(path.read_text(encoding="utf-8"))[name]
 
 

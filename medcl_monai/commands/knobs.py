@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from medcl_monai.bundles import COMPLETE, bundle_folder
-from medcl_monai.overrides import target_of
+from medcl_monai.overrides import RULED, target_of
 
-METHOD = ("network_def", "views", "loss", "optimizer")  # components whose literal arguments are knobs
+METHOD = ("network_def", "views", "loss", "parameters", "optimizer")  # components whose literal arguments are knobs
 PLUMBING = {"_desc_", "imports", "num_classes"}
 
 
@@ -60,10 +60,11 @@ def knobs(bundle: str, markdown: bool = False) -> str:
 def knobs_of(config: Mapping[str, object]) -> Iterator[Knob]:
     """The knobs of one config, in its order."""
     notes = config.get("_desc_", {})
+    components = False
     for name, value in config.items():
-        if name in METHOD:
-            break
-        if name not in PLUMBING:
+        components = components or name in METHOD
+        literal = not isinstance(value, Mapping | list) and not str(value).startswith(("$", "@"))
+        if name not in PLUMBING and (literal or not components):
             yield Knob(name, shown(value), notes.get(name) or meaning_of(config, name))
     for name in METHOD:
         if isinstance(config.get(name), Mapping):
@@ -84,7 +85,8 @@ def arguments_of(name: str, component: Mapping[str, object]) -> Iterator[Knob]:
         elif not key.startswith("_") and not str(value).startswith(("@", "$")):
             yield Knob(f"{name}::{key}", shown(value), meanings.get(key, ""), library=library)
     for key, parameter in inspect.signature(target).parameters.items():
-        if key not in component and key in meanings and parameter.default is not parameter.empty:
+        optional = key not in component and parameter.default is not parameter.empty
+        if optional and key in meanings and name != "parameters" and f"{name}::{key}" not in RULED:
             yield Knob(f"{name}::{key}", shown(parameter.default), meanings[key], False, library)
 
 

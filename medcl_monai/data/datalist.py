@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medcl_monai.knobs import knob_types
+
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 DICOM_MAGIC = slice(128, 132)
 
@@ -125,6 +127,7 @@ def stem(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
+@knob_types
 def volumes_to_segment(dataset_dir: str | Path | None = None) -> list[dict[str, str]]:
     """List the volumes to segment, as entries ``{"image": path}``.
 
@@ -145,6 +148,7 @@ def volumes_to_segment(dataset_dir: str | Path | None = None) -> list[dict[str, 
     return [{"image": entry["image"]} for entry in (*listed.training, *listed.validation, *listed.test)]
 
 
+@knob_types
 def results_root(dataset_dir: str | Path | None) -> str:
     """Return the folder whose subfolders are repeated in the output folder; "" if `dataset_dir` is None.
 
@@ -199,7 +203,7 @@ def _pairs(folder: Path) -> list[dict[str, str]]:
     images = volumes_below(folder / "imagesTr")
     # nnU-Net appends the channel number to the name of an image: the label of case_0000.nii.gz is case.nii.gz
     name = {path: stem(path) if stem(path) in labels else stem(path).removesuffix("_0000") for path in images}
-    if others := [path for path in images if (own := re.fullmatch(r"(.+)_\d{4}", stem(path))) and own[1] in labels
+    if others := [path for path in images if (case := re.fullmatch(r"(.+)_\d{4}", stem(path))) and case[1] in labels
                   and name[path] not in labels]:
         raise ValueError(f"{others[0]} is a further channel of an image: volumes of one channel are expected")
     if lonely := sorted(set(labels) - set(name.values())):

@@ -1,6 +1,6 @@
 """Functions that convert batches, losses and outputs to the forms that the engines and their handlers read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from monai.data import MetaTensor, decollate_batch
@@ -44,7 +44,7 @@ def as_terms(loss: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def detached(values: object) -> object:
-    """Detach all tensors in nested dicts and lists from the graph; other values stay as they are.
+    """Detach all tensors in nested dicts, lists and tuples from the graph; other values stay as they are.
 
     Example:
         >>> weight = torch.ones(1, requires_grad=True)
@@ -56,5 +56,10 @@ def detached(values: object) -> object:
     if isinstance(values, Mapping):
         return {name: detached(value) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        return [detached(value) for value in values]
+        return rebuilt(values, map(detached, values))
     return values
+
+
+def rebuilt(like: list | tuple, values: Iterable[object]) -> list | tuple:
+    """Return values in a list or tuple of the same class as `like`, which may be a named tuple."""
+    return type(like)(*values) if hasattr(like, "_fields") else type(like)(values)

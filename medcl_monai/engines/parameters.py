@@ -1,5 +1,7 @@
 """The parameter groups of the optimiser, with their learning rates."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from medcl_monai.knobs import knob_types
@@ -12,7 +14,7 @@ def parameter_groups(
     learning_rate: float,
     transfer: Transfer | None = None,
     carried_lr_scale: float = 1.0,
-    loss: nn.Module | None = None,
+    loss: Callable | None = None,
     decay_norms: bool = True,
 ) -> list[dict[str, object]]:
     """Group parameters for an optimiser: first the carried parameters, then all others, then the loss's parameters.
@@ -28,8 +30,8 @@ def parameter_groups(
         transfer: report of `load_pretrained`, which names the carried tensors; None: no tensors were carried.
         carried_lr_scale: learning rate of the tensors that were loaded from a weights file, as a multiple of
             `learning_rate`, 0 or more; without effect in training from scratch.
-        loss: loss whose own parameters, such as projectors, are trained at `learning_rate` too; None: the loss has no
-            parameters.
+        loss: loss whose own parameters, such as projectors, are trained at `learning_rate` too; None, or a loss that is
+            no module: the loss has no parameters.
         decay_norms: whether weight decay acts on the parameters of norm layers and on biases, which are the parameters
             with one axis.
 
@@ -55,7 +57,7 @@ def parameter_groups(
             f"this network has {next(iter(named))!r}"
         )
     fresh = [parameter for name, parameter in named.items() if name not in names]
-    of_loss = [] if loss is None else list(loss.parameters())
+    of_loss = list(loss.parameters()) if isinstance(loss, nn.Module) else []
     groups = [(carried, learning_rate * carried_lr_scale), (fresh, learning_rate), (of_loss, learning_rate)]
     if decay_norms:
         return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]

@@ -23,7 +23,7 @@ from medcl_monai.diagnostics.figures import (
 )
 from medcl_monai.diagnostics.pictures import spectrum_picture
 from medcl_monai.distributed import rank, total, world_size
-from medcl_monai.engines.batches import as_terms
+from medcl_monai.engines.batches import as_terms, rebuilt
 from medcl_monai.engines.state import stateful
 from medcl_monai.knobs import knob_types
 from medcl_monai.losses.terms import TermLoss
@@ -68,7 +68,7 @@ class CollapseMonitor:
         interval: number of optimiser steps between two looks at the batch for signs of collapse, at least 1.
         keys: names of the embeddings (N, C) or feature maps (N, C, *S) in the network's output whose rank and spread
             are watched. A name that is not in the output is left out, such as the name of a level that is switched off.
-            None: the names that the `PretrainingNetwork` gives.
+            None: the names that the `PretrainingNetwork` gives, or else the names that the `TermLoss` gives.
         pairs: pairs of names of the embeddings of two views in the network's output, for alignment and uniformity.
             None: the pairs that the `PretrainingNetwork` gives.
         terms: names of the loss terms that contrast embeddings. A term that the loss does not return is left out. A
@@ -77,7 +77,7 @@ class CollapseMonitor:
 
     Raises:
         ValueError: `interval` is below 1, or `keys` or `terms` is a single name instead of a list of names; at the
-            start of a run: `keys` is None and the network does not say what to watch.
+            start of a run: `keys` is None, and neither the network nor the loss says what to watch.
     """
 
     @knob_types
@@ -120,8 +120,11 @@ class CollapseMonitor:
             watched = network.watched()
             self.keys = watched.keys if self.keys is None else self.keys
             self.pairs = watched.pairs if self.pairs is None else self.pairs
+        if self.keys is None and isinstance(loss, TermLoss) and loss.watched:
+            self.keys = loss.watched
         if self.keys is None:
-            raise ValueError(f"CollapseMonitor: {type(network).__name__} does not say what to watch: give keys")
+            both = f"{type(network).__name__} and {type(loss).__name__}"
+            raise ValueError(f"CollapseMonitor: {both} do not say what to watch: give keys")
         self.pairs = self.pairs or ()
         if self.terms is None:
             self.terms = loss.contrasts if isinstance(loss, TermLoss) else ()
@@ -264,11 +267,11 @@ def terms_of_equal_embeddings(loss: Callable, output: Mapping[str, Tensor], targ
 
 
 def _equal(values: object) -> object:
-    """Return an output, as deep as its dicts and lists go, with one unit vector in place of all embeddings."""
+    """Return an output, as deep as its dicts, lists and tuples go, with one unit vector in place of all embeddings."""
     if isinstance(values, Tensor) and values.ndim > 1 and values.is_floating_point():
         return torch.full_like(values, values.shape[1] ** -0.5)
     if isinstance(values, Mapping):
         return {name: _equal(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_equal(value) for value in values]
+    if isinstance(values, list | tuple):
+        return rebuilt(values, map(_equal, values))
     return values

@@ -35,7 +35,7 @@ class LocalInfoNCELoss(TermLoss):
         key: key of the feature map of view 2 in the network's output.
 
     Raises:
-        ValueError: a number is out of range; in `forward`: the target has no ``regions``.
+        ValueError: a number is out of range; in `forward`: the target has no ``regions``, or the output has no maps.
     """
 
     contrasts = ("local",)
@@ -66,6 +66,11 @@ class LocalInfoNCELoss(TermLoss):
             return {}
         if "regions" not in target:
             raise ValueError(f"LocalInfoNCELoss: the target holds no regions, but {list(target)}: the views draw them")
+        if self.query not in output:
+            raise ValueError(
+                f"LocalInfoNCELoss: the network gives no {self.query!r}: give the network a local_level, or this loss "
+                "the weight 0"
+            )
         regions, key = Regions(*target["regions"]), output[self.key]
         anchor = sample_regions(output[self.query], regions.points_1)
         positive, regions = self.match(anchor, key, regions)

@@ -12,9 +12,12 @@ class TermLoss(nn.Module, ABC):
     Attributes:
         contrasts: names of the terms that contrast embeddings; the collapse monitor compares each of these terms with
             the term's value for equal embeddings.
+        watched: keys of the embeddings or maps in the network's output that the collapse monitor follows, for a loss of
+            a network that does not say this itself, such as a plain segmenter.
     """
 
     contrasts: tuple[str, ...] = ()
+    watched: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, output: Mapping[str, Tensor], target: object) -> dict[str, Tensor]:
@@ -38,6 +41,7 @@ class SumOfLosses(TermLoss):
             raise ValueError("SumOfLosses: at least one loss is expected")
         self.losses = nn.ModuleDict(dict(losses))
         self.contrasts = tuple(name for loss in losses.values() for name in loss.contrasts)
+        self.watched = tuple(dict.fromkeys(name for loss in losses.values() for name in loss.watched))
 
     def forward(self, output: Mapping[str, Tensor], target: object) -> dict[str, Tensor]:
         """Return the terms of all losses."""

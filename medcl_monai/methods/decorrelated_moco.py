@@ -48,6 +48,7 @@ class DecorrelatedMoCo(PretrainingNetwork):
         whiten: layer that decorrelates the channels of the encoder's last map, such as a `WhitenZCA` of the same width;
             None or "none": the map is not decorrelated.
         projection_dim: number of dimensions of the embeddings ``query`` and ``key``, at least 1.
+        local: whether there is a local head; a loss without the local term has no use for the head.
         local_level: the map that the local head reads: "layer1" to "layer4" of the encoder, or "decoder1" to
             "decoder5"; None or "none": there is no local head.
         local_dim: number of dimensions of the local embeddings, at least 1; the hidden layer of the local head is twice
@@ -69,6 +70,7 @@ class DecorrelatedMoCo(PretrainingNetwork):
         backbone: FlexibleUNet,
         whiten: nn.Module | None,
         projection_dim: int = 128,
+        local: bool = True,
         local_level: str | None = "layer3",
         local_dim: int = 128,
         queue_size: int = 65536,
@@ -87,15 +89,16 @@ class DecorrelatedMoCo(PretrainingNetwork):
                 "resnet50 have neither fault", backbone.backbone,
             )
         self.backbone, self.key_splits = backbone, key_splits
-        self.local_level = local_level
-        self.level, self.decoder_stages = (0, 0) if local_level is None else read_level(local_level)
+        self.local_level = local_level if local else None
+        self.level, self.decoder_stages = (0, 0) if self.local_level is None else read_level(self.local_level)
         width, dims = encoder_widths(backbone)[-1], backbone.spatial_dims
         self.whiten = nn.Identity() if whiten is None else whiten
         if isinstance(whiten, WhitenZCA) and whiten.channels != width:
             raise ValueError(f"DecorrelatedMoCo: whiten is of {whiten.channels} channels, the encoder gives {width}")
         self.projector = projector(width, width, projection_dim)
-        head = None if local_level is None else pointwise_head(dims, self._local_width(), 2 * local_dim, local_dim)
-        self.local_head = head
+        self.local_head = None
+        if self.local_level is not None:
+            self.local_head = pointwise_head(dims, self._local_width(), 2 * local_dim, local_dim)
         self.freeze_untrained()
         self.key_network = MomentumCopy(self._parts(), momentum)
         self.key_network.follow_loads_of(backbone, self._parts)

@@ -70,6 +70,7 @@ class PDCRLoss(TermLoss):
         self.segmentation, self.boxes = segmentation, boxes
         self.weights = {"intra": intra_weight, "cross": cross_weight}
         self.contrasts = tuple(name for name, weight in self.weights.items() if weight > 0)
+        self.watched = tuple(boxes.sides)
         self.temperature, self.centre_embeddings = temperature, centre_embeddings
         self.pair_loss = pdcr if pair_loss is None else pair_loss
         self.crossed = _crossed(boxes, cross_channels) if cross_weight > 0 else ()

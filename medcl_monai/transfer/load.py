@@ -79,7 +79,8 @@ def load_pretrained(
         raise ValueError(f"load_pretrained: coverage must be 0 to 1, got {coverage}")
     tensors = network.state_dict()
     weights = {} if path is None else read_weights(path)
-    for rename in [layout] if callable(layout) else layout:
+    layouts = [layout] if callable(layout) else layout
+    for rename in layouts if path is not None else ():
         weights = rename(weights, tensors)
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
     if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:

@@ -8,6 +8,8 @@ from medcl_monai.knobs import knob_types
 from medcl_monai.transforms.intensity import blur, contrast_and_shift, gamma, noise
 from medcl_monai.transforms.views import random_crop_warp, resample
 
+ROUNDING = 1e-3  # resampling may leave the range by this much
+
 
 class CropViews:
     """Takes two independent crops of each sample, rotates them slightly and changes their intensities.
@@ -33,7 +35,8 @@ class CropViews:
         foreground: intensity above which a pixel of the sample counts as tissue, in the units of the sample.
 
     Raises:
-        ValueError: a number is out of range; `area_range`, `aspect` and `rotation` are checked on a call.
+        ValueError: a number is out of range; `area_range`, `aspect` and `rotation` are checked on a call; the first
+            batch has intensities outside 0 to 1, which the changes of intensity would cut off.
     """
 
     @knob_types
@@ -57,7 +60,7 @@ class CropViews:
             )
         self.view_size, self.crop = tuple(view_size), (tuple(area_range), aspect, rotation)
         self.gamma, self.contrast, self.shift, self.noise, self.blur = gamma, contrast, shift, noise, blur
-        self.foreground = foreground
+        self.foreground, self._checked = foreground, False
 
     def __call__(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the views and the target of a batch.
@@ -66,6 +69,7 @@ class CropViews:
         ``image``; both hold ``position`` and ``subject``.
         """
         sample = batch["image"]
+        self._check(sample)
         known = {"position": batch["position"], "subject": batch["subject"]}
         views, target = dict(known), {**known, "image": sample}
         for number in (1, 2):
@@ -75,6 +79,18 @@ class CropViews:
             if number == 1:
                 target["foreground_1"] = (view[:, :1] > self.foreground).to(view)
         return views, target
+
+    def _check(self, sample: Tensor) -> None:
+        """Check the intensities of the first batch; a later check would let an accelerator wait in each step."""
+        if self._checked:
+            return
+        low, high = (float(bound) for bound in sample.aminmax())
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise ValueError(
+                f"CropViews: intensities from 0 to 1 are expected, got {low:.3g} to {high:.3g}; "
+                "set intensity to {'percentiles': [0.5, 99.5], 'scale': 'unit'}, or to a window with scale 'unit'"
+            )
+        self._checked = True
 
     def _vary(self, view: Tensor) -> Tensor:
         view = contrast_and_shift(gamma(view, self.gamma), self.contrast, self.shift)

@@ -2,11 +2,13 @@
 
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd
 
+from medcl_monai.knobs import knob_types
 from medcl_monai.transforms.preprocessing import LABEL, Preprocessing
 
 PREDICTION = "pred"
 
 
+@knob_types
 def postprocessing(preprocessing: Preprocessing, one_hot: int | None = None) -> Compose:
     """Make the transforms that turn logits into a label map on the grid of the image's file.
 

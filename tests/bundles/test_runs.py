@@ -211,7 +211,9 @@ def test_from_scratch_is_from_scratch(trained, run, tiny, training_knobs):
 
 def test_every_arm_from_scratch_learns_at_one_rate(trained, run, tiny, training_knobs):
     """Whatever the scale of carried tensors: a control must not learn at a tenth of the other arm's rate."""
-    arms = {name: knobs for name, knobs in read_plan(trained).arms.items() if knobs.get("pretrained") == "none"}
+    whole = json.loads((trained / "configs" / "train.json").read_text(encoding="utf-8"))["pretrained"]
+    plan = read_plan(trained).arms
+    arms = {name: knobs for name, knobs in plan.items() if knobs.get("pretrained", whole) in (None, "none")}
     assert arms
     for arm in arms.values():
         knobs = {**training_knobs, **arm, "carried_lr_scale": 0.1}

@@ -2,6 +2,7 @@ import math
 from collections import deque
 from datetime import timedelta
 from itertools import count
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -250,12 +251,40 @@ def test_a_supervised_training_is_followed_as_a_pre_training_is():
     assert sample["output"]["tap"].shape == (4, 4, 8, 8)
     assert not sample["output"]["nested"]["inner"][0].requires_grad
     assert torch.equal(sample["target"], batch["label"])
-    with pytest.raises(ValueError, match="Segmenter does not say what to watch: give keys"):
+    with pytest.raises(ValueError, match="Segmenter and function do not say what to watch: give keys"):
         Trainer(
             device="cpu", max_epochs=1, epoch_length=1, network=network, train_data_loader=[batch],
             optimizer=torch.optim.SGD(network.parameters(), 0.01), train_handlers=[CollapseMonitor(1)],
             loss_function=lambda output, label: output["pred"].mean(),
         ).run()
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def test_a_loss_says_what_to_watch_where_the_network_is_a_plain_segmenter():
+    class Squares(TermLoss):
+        watched, contrasts = ("tap",), ("squares",)
+
+        def forward(self, output, target):
+            return {"squares": output["pair"].first.square().mean()}
+
+    class Paired(Segmenter):
+        def forward(self, x):
+            output = super().forward(x)
+            return {**output, "pair": Pair(output["tap"], output["tap"])}
+
+    batch, network = {"image": torch.randn(4, 1, 8, 8), "label": torch.zeros(4, 1, 8, 8)}, Paired()
+    engine = Trainer(
+        device="cpu", max_epochs=1, epoch_length=2, network=network, train_data_loader=[batch] * 2,
+        optimizer=torch.optim.SGD(network.parameters(), 0.01), loss_function=Squares(),
+        train_handlers=[CollapseMonitor(1)],
+    )
+    engine.run()
+    assert engine.state.figures["tap.effective_rank"] > 0
+    assert isinstance(engine.state.output[0]["output"]["pair"], Pair)
 
 
 def test_what_a_network_or_a_loss_does_not_give_is_left_out():

@@ -74,7 +74,7 @@ def method(chosen, plain):
 @pytest.fixture
 def made(method):
     network, views, loss, size = method
-    batch = {"image": torch.randn(size), "position": torch.rand(size[0]).double(), "subject": torch.arange(size[0])}
+    batch = {"image": torch.rand(size), "position": torch.rand(size[0]).double(), "subject": torch.arange(size[0])}
     return network, loss, *views(batch)
 
 

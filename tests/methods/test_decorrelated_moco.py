@@ -22,7 +22,7 @@ from medcl_monai.networks.whitening import WhitenZCA
 from medcl_monai.transfer.layouts import residual_encoder
 from medcl_monai.transfer.load import load_pretrained
 from medcl_monai.transforms.crop_views import CropViews
-from medcl_monai.transforms.regions import Regions
+from medcl_monai.transforms.regions import Regions, sample_regions
 
 SMALL = {"queue_size": 16, "key_splits": 2, "momentum": 0.9, "local_level": "layer2"}
 
@@ -195,6 +195,36 @@ def test_terms_of_weight_0_are_left_out_and_the_covariance_term_is_an_option():
     assert set(terms) == {"global", "covariance"}
     terms["covariance"].backward()
     assert reached(net.backbone)
+
+
+def test_a_switched_off_local_term_has_no_head_and_shares_no_decoder():
+    net = network(local=False, local_level="decoder2")
+    assert net.local_head is None
+    assert not [name for name in net.shared_parts() if name.startswith("decoder")]
+    assert "local_head" not in net.key_network.copies
+
+
+def test_a_loss_with_a_local_term_names_the_missing_head():
+    net, (views, target) = network(local_level="none"), made()
+    with pytest.raises(ValueError, match="the network gives no 'local_query': give the network a local_level"):
+        DecorrelatedMoCoLoss()(net(views), target)
+
+
+def test_views_refuse_intensities_that_they_would_cut_off():
+    batch = {"image": torch.randn(4, 1, 32, 32), "position": torch.rand(4), "subject": torch.arange(4)}
+    with pytest.raises(ValueError, match=r"intensities from 0 to 1 are expected, got -.*'scale': 'unit'"):
+        CropViews((32, 32))(batch)
+
+
+def test_regions_are_drawn_in_tissue():
+    torch.manual_seed(0)
+    image = torch.zeros(4, 1, 64, 64)
+    image[:, :, :, 32:] = 0.5
+    views = DecorrelatedMoCoViews(CropViews((64, 64), area_range=(0.9, 1.0), shift=0.0, noise=0.0), 20)
+    _, target = views({"image": image, "position": torch.rand(4), "subject": torch.arange(4)})
+    shown = sample_regions(target["foreground_1"], target["regions"].points_1)[..., 0]
+    assert bool((shown[target["regions"].valid] > 0.5).all())
+    assert float(shown.mean()) > 0.7
 
 
 def test_ready_regions_are_taken():

@@ -45,9 +45,16 @@ def test_wrong_numbers_and_the_report_of_another_network_are_named(unet):
 
 def test_norms_and_biases_may_be_left_out_of_the_decay_and_nothing_is_lost(unet):
     network, loss = unet(), nn.Linear(2, 2)
-    groups = parameter_groups(network, 0.01, report("conv_0.conv_0.conv.weight"), 0.1, loss, decay_norms=False)
+    carried = ("conv_0.conv_0.conv.weight", "conv_0.conv_0.conv.bias")
+    groups = parameter_groups(network, 0.01, report(*carried), 0.1, loss, decay_norms=False)
+    assert [len(group["params"]) for group in groups[:2]] == [1, 1]
     given = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(given) == sorted(id(parameter) for parameter in [*network.parameters(), *loss.parameters()])
     for group in groups:
         still = group.get("weight_decay") == 0.0
         assert all((parameter.ndim < 2) == still for parameter in group["params"])
+
+
+def test_a_loss_that_is_a_function_has_no_parameters(unet):
+    (group,) = parameter_groups(unet(), 0.01, loss=lambda output, target: output.mean())
+    assert group["lr"] == 0.01

@@ -42,3 +42,16 @@ def test_one_hot_gives_prediction_and_label_a_channel_per_class(entry):
     assert found["pred"].shape == found["label"].shape == (3, 14, 10, 6)
     for key in ("pred", "label"):
         assert torch.equal(found[key].sum(0).as_tensor().float(), torch.ones(14, 10, 6))
+
+
+def test_probabilities_and_not_classes_are_brought_back(entry):
+    prepare = preprocessing("image", 1.0, spatial_dims=3)
+    sample = perfect(prepare({"image": entry["image"]}))
+    softmax, invert, _ = postprocessing(prepare).transforms
+    soft = softmax({**sample, "pred": sample["pred"] / 10 + torch.rand_like(sample["pred"])})["pred"]
+    torch.testing.assert_close(soft.sum(0).as_tensor(), torch.ones(soft.shape[1:]))
+    back = invert({**sample, "pred": soft})["pred"]
+    assert back.shape[1:] == (14, 10, 6)
+    torch.testing.assert_close(back.sum(0).as_tensor(), torch.ones(back.shape[1:]))
+    kept = torch.isin(back.as_tensor(), soft.as_tensor()).float().mean()
+    assert float(kept) < 0.9  # the nearest values alone would all be values of the prepared grid
