@@ -16,9 +16,12 @@ from medcl_monai import (
     affinity,
     balanced_pdcr,
     insert_uafs,
+    load_pretrained,
     pdcr,
 )
 from medcl_monai.handlers.collapse import terms_of_equal_embeddings
+from medcl_monai.handlers.pdcr_figures import foreground_background_cosine
+from medcl_monai.methods.pdcr_uafs import cell_embeddings
 
 CLASSES, SIDES = 3, [5, 7, 9]
 GROUP = ("group", {"num_groups": 4})
@@ -270,3 +273,64 @@ def test_a_label_outside_the_classes_is_refused_as_the_segmentation_loss_says_it
     label[0, 0, 0, 0] = CLASSES
     with pytest.raises(ValueError, match="label values 0 to 3 are outside 0 to 2"):
         loss()(FeatureTaps(["down_1", "down_2"])(image, unet()), label)
+
+
+def test_weights_of_a_basic_unet_start_the_network_and_the_report_names_the_rest(tmp_path, batch):
+    image, _ = batch
+    source = unet().eval()
+    weights = {name: value for name, value in source.state_dict().items() if not name.startswith("final_conv")}
+    torch.save({**weights, "head.weight": torch.zeros(1)}, tmp_path / "restored.pt")
+    network = unet(sites=SITES).eval()
+    report = load_pretrained(tmp_path / "restored.pt", network, 0.45)
+    assert len(report.carried) == 80
+    assert report.unused == ("head.weight",)
+    assert {name for name in report.missing if ".uafs." not in name} == {"final_conv.weight", "final_conv.bias"}
+    assert len(report.missing) == 26
+    assert "head.weight" in report.listing()
+    network.final_conv.load_state_dict(source.final_conv.state_dict())
+    assert torch.equal(network(image), source(image))  # gates are closed: the same function
+
+
+def test_a_plain_network_that_loads_a_selected_one_is_told_what_it_loses(tmp_path):
+    torch.save(unet(sites=SITES).state_dict(), tmp_path / "model.pt")
+    report = load_pretrained(tmp_path / "model.pt", unet(), 1.0)
+    assert len(report.unused) == 24
+    assert all(".uafs." in name for name in report.unused)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        unet().load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+
+
+@pytest.mark.slow
+def test_the_published_form_separates_easy_discs():
+    """Without the loss the cosine of foreground and background cells stays near 0; with it, it turns negative."""
+    found = {}
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        network = UNet(2, 1, 2, (8, 16, 32), (2, 2), num_res_units=2)
+        boxes = LabelBoxes({"model.1.submodule.0": SIDES}, 2, centre=0.0)
+        measured = PDCRLoss(nn.CrossEntropyLoss(), boxes, intra_weight=weight)
+        measured.segmentation = type("Flat", (nn.Module,), {
+            "forward": lambda _, prediction, label: nn.functional.cross_entropy(prediction, label[:, 0].long()),
+        })()
+        optimizer = torch.optim.AdamW(network.parameters(), 0.002)
+        taps = FeatureTaps(boxes.sides)
+        for step in range(100):
+            image, label = discs(step)
+            optimizer.zero_grad()
+            sum(measured(taps(image, network), label).values()).backward()
+            optimizer.step()
+        image, label = discs(1000)
+        output = {name: value.detach() for name, value in taps(image, network).items()}
+        (name, cells), = boxes(label, {name: output[name].shape[2:] for name in boxes.sides}).items()
+        found[weight] = foreground_background_cosine(cell_embeddings(output[name], cells.index), cells)
+    assert found[1.0] < found[0.0] - 0.3
+
+
+def discs(seed):
+    """Discs of signal-to-noise ratio 1.5 on 16 images of 64 by 64."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    centre = 16 + 32 * torch.rand(16, 2, 1, 1, generator=generator)
+    radius = 8 + 8 * torch.rand(16, 1, 1, generator=generator)
+    label = ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2 < radius**2).float()[:, None]
+    return 1.5 * label + torch.randn(16, 1, 64, 64, generator=generator), label
