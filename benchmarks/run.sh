@@ -17,3 +17,4 @@ export OMP_NUM_THREADS=1 PYTHONPATH=.
 "$bench/bin/python" benchmarks/views.py
 "$bench/bin/python" benchmarks/step.py
 "$bench/bin/python" benchmarks/moco.py
+"$bench/bin/python" benchmarks/pdcr.py

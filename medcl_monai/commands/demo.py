@@ -43,9 +43,10 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
         dataset = str(Path(dataset).resolve())
         root, inspection = bundle_for(root, Path("demo") / root.name, dataset)
         print(inspection)
-    else:
-        dataset = _knob(root / "configs" / "train.json", "dataset_dir")
-    split = split_dataset(dataset)
+    train = json.loads((root / "configs" / "train.json").read_text(encoding="utf-8"))
+    dataset = train["dataset_dir"] if dataset is None else dataset
+    people = {knob: train[knob] for knob in ("split_seed", "subjects", "subject_pattern")}
+    split = split_dataset(dataset, **people)
     output, plan = root / "eval", read_plan(root)
     _clear(output, plan)
     overrides = {"bundle_root": str(root), "dataset_dir": dataset, "seed": seed}
@@ -81,7 +82,8 @@ def fine_tune(root: Path, output: Path, arm: str, knobs: dict[str, object], over
 
     torch.set_num_threads(1)
     configs, folder = root / "configs", output / arm
-    steps, epochs = _knob(configs / "train.json", "steps"), _knob(configs / "train.json", "epochs")
+    train = json.loads((configs / "train.json").read_text(encoding="utf-8"))
+    steps, epochs = (knobs.get(name, train[name]) for name in ("steps", "epochs"))
     overrides = {**overrides, **knobs, "model_file": model_file(root, output, arm), "run_name": arm}
     budget = {"val_interval": epochs, "checkpoint_interval": steps // 2}
     run_bundle([configs / "train.json"], output_dir=str(folder), **budget, **overrides)
@@ -139,10 +141,6 @@ def _label_fraction(split: Split, labelled: int) -> float:
 
 def _volume_to_show(split: Split) -> dict[str, str]:
     return sorted(split.test, key=lambda entry: entry["image"])[0]
-
-
-def _knob(path: Path, name: str) -> object:
-    return json.loads(path.read_text(encoding="utf-8"))[name]
 
 
 def _clear(output: Path, plan: Plan) -> None:

@@ -16,8 +16,8 @@ class TotalLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> loss = TotalLoss(lambda output, target: {"a": output.mean(), "b": 2 * output.mean()})
-        >>> loss(torch.ones(2), None), loss.terms
+        >>> loss = TotalLoss(lambda output, target: {"a": output["pred"].mean(), "b": 2 * target.mean()})
+        >>> loss({"pred": torch.ones(2)}, torch.ones(2)), loss.terms
         (tensor(3.), {'a': tensor(1.), 'b': tensor(2.)})
     """
 

@@ -1,4 +1,4 @@
-"""JCL: pre-trains the encoder and part of the decoder together, by contrast at three levels.
+"""JCL: pre-trains the encoder and part of the decoder together, by two contrasts and one distance.
 
 S. Zeng et al., Multi-level Asymmetric Contrastive Learning for Medical Image Segmentation Pre-training, arXiv
 2309.11876 (version 1 calls the method JCL, later versions MACL), IEEE JBHI 2026, doi 10.1109/JBHI.2026.3669549.

@@ -207,25 +207,29 @@ def class_shares(
     """
     bands = {name: [_band(*pair, extent, label.device) for pair, extent in zip(axes, label.shape[1:], strict=True)]
              for name, axes in bounds.items()}
-    last = torch.cat([axes[-1].flatten(0, 1) for axes in bands.values()]).mT.contiguous()
+    last = torch.cat([axes[-1].flatten(0, 1) for axes in bands.values()])
+    rows = [axes[-1].shape[:2].numel() for axes in bands.values()]
     counts: dict[str, list[Tensor]] = {name: [] for name in bounds}
+    label = label.float()  # comparisons of whole numbers into a buffer of fp32 are slow
+    inside = torch.empty_like(label)  # one buffer for all classes
     with torch.autocast(label.device.type, enabled=False):
         for value in range(num_classes):
-            parts = ((label == value).float() @ last).split([axes[-1].shape[:2].numel() for axes in bands.values()], -1)
-            for (name, axes), part in zip(bands.items(), parts, strict=True):
-                counts[name].append(_over_other_axes(part.unflatten(-1, axes[-1].shape[:2]), axes[:-1]))
+            torch.eq(label, value, out=inside)
+            sums = (last @ inside.flatten(0, -2).mT).unflatten(1, label.shape[:-1])
+            for (name, axes), part in zip(bands.items(), sums.split(rows), strict=True):
+                counts[name].append(_over_other_axes(part.unflatten(0, axes[-1].shape[:2]), axes[:-1]))
     stacked = {name: torch.stack(values, -1) for name, values in counts.items()}
     return {name: (value / value.sum(-1, keepdim=True).clamp(min=1)).float() for name, value in stacked.items()}
 
 
 def _over_other_axes(part: Tensor, bands: Sequence[Tensor]) -> Tensor:
-    """Sum over the other axes: (B, S_1, …, R, G) to counts (B, R, N).
+    """Sum over the other axes: (R, G, B, S_1, …) to counts (B, R, N).
 
     The last product is in fp64: on a GPU that is allowed TF32, a count above 2^11 would be rounded in fp32.
     """
     if len(bands) == 2:
-        part = torch.einsum("bxyrk,rjy->bxrjk", part, bands[1]).flatten(3)
-    return torch.einsum("bxrm,rix->brim", part.double(), bands[0].double()).flatten(2)
+        part = torch.einsum("rkbxy,rjy->rjkbx", part, bands[1]).flatten(1, 2)
+    return torch.einsum("rmbx,rix->brim", part.double(), bands[0].double()).flatten(2)
 
 
 def _band(low: Tensor, high: Tensor, extent: int, device: torch.device) -> Float[Tensor, "sizes cells extent"]:

@@ -83,7 +83,10 @@ def test_cells_are_spread_evenly():
 
 @pytest.mark.parametrize(
     ("cell", "stride", "side", "centre", "low", "high"),
-    [(0, 4, 5, 0.5, 0, 5), (0, 4, 9, 0.5, 0, 7), (3, 4, 5, 0.5, 12, 17), (5, 4, 32, 0.5, 6, 38), (5, 4, 23, 0, 9, 32)],
+    [
+        (0, 4, 5, 0.5, 0, 5), (0, 4, 9, 0.5, 0, 7), (3, 4, 5, 0.5, 12, 17), (5, 4, 32, 0.5, 6, 38),
+        (5, 4, 23, 0.0, 9, 32),
+    ],
 )
 def test_a_box_lies_around_the_place_at_which_its_cell_looks(cell, stride, side, centre, low, high):
     found = box_bounds(torch.tensor([cell]), 16, 16 * stride, [side], centre)
