@@ -252,8 +252,8 @@ class DecorrelatedMoCoLoss(TermLoss):
         exclude_radius: older keys of the query's own subject are not used as negatives if their position differs from
             the query's position by at most this share of the slice axis; 0 or more. 0: only older keys at the same
             position are left out; None or "none": all older keys are negatives, as in MoCo.
-        covariance_weight: weight of the penalty on the covariance between the channels of ``whitened`` in the sum that is minimised; no
-            unit, 0 or more. 0: the term is left out.
+        covariance_weight: weight of the penalty on the covariance between the channels of ``whitened`` in the sum that
+            is minimised; no unit, 0 or more. 0: the term is left out.
 
     Raises:
         ValueError: a number is out of range.

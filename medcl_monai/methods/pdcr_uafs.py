@@ -1,4 +1,4 @@
-"""PDCR and UAFS: contrast of hidden cells inside supervised training, and selection of certain features.
+"""PDCR and UAFS: contrast of hidden cells inside supervised training, and feature selection by confidence.
 
 Li et al. 2022, https://arxiv.org/abs/2201.08779. The network is a MONAI segmenter with blocks of `insert_uafs`;
 `FeatureTaps` brings hidden maps to the loss of this file.

@@ -60,8 +60,8 @@ def test_the_cosine_is_the_mean_over_pairs_of_the_two_kinds():
     cells = Cells(torch.arange(4)[None], shares, torch.tensor([[[True, True, True, False]]]))
     z = torch.tensor([[[1.0, 0], [0, 3.0], [2.0, 2.0], [9.0, 9.0]]])
     assert foreground_background_cosine(z, cells) == pytest.approx(0.5**0.5)
-    assert foreground_background_cosine(z[:, :2], Cells(*(part[..., :2] for part in cells[:1]), shares[:, :, :2],
-                                                        cells.valid[..., :2])) is None
+    background = Cells(cells.index[:, :2], shares[:, :, :2], cells.valid[..., :2])
+    assert foreground_background_cosine(z[:, :2], background) is None
     assert sorted(pair_affinities(cells).tolist()) == pytest.approx([0.2, 0.2, 0.3, 0.3, 0.9, 0.9])
 
 
