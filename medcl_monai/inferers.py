@@ -102,7 +102,7 @@ class FeatureTaps(Inferer):
         maps: dict[str, list[Tensor]] = {name: [] for name in self.names}
         hooks = []
         try:
-            for name, module in self._tapped(bare(network)).items():
+            for name, module in self._tapped(network).items():
                 hooks.append(module.register_forward_hook(lambda _, __, output, kept=maps[name]: kept.append(output)))
             prediction = network(inputs, *args, **kwargs)
         finally:
@@ -117,12 +117,16 @@ class FeatureTaps(Inferer):
         return {PREDICTION: prediction, **{name: output for name, (output,) in maps.items()}}
 
     def _tapped(self, network: nn.Module) -> dict[str, nn.Module]:
-        modules = dict(network.named_modules())
+        modules = dict(_uncompiled(bare(_uncompiled(network))).named_modules())
         for name in self.names:
             if name not in modules:
                 near = difflib.get_close_matches(name, list(modules), n=4, cutoff=0.0)
                 raise ValueError(f"FeatureTaps: the network has no module {name!r}; nearest: {near}")
         return {name: modules[name] for name in self.names}
+
+
+def _uncompiled(network: nn.Module) -> nn.Module:
+    return getattr(network, "_orig_mod", network)  # as torch.compile names it
 
 
 def prediction_needs_gradient(prediction: Tensor | Sequence[Tensor]) -> bool:

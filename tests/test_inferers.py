@@ -108,6 +108,7 @@ def test_names_of_taps_are_a_list_without_the_prediction(names):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # read by torch.compile itself
 def test_taps_of_a_compiled_network_are_those_of_the_network(unet):
     network, x = unet().train(), torch.randn(2, 1, 32, 32)
     compiled = torch.compile(copy.deepcopy(network), backend="eager")
