@@ -1,7 +1,7 @@
 """Segmentation of whole volumes, slice by slice or window by window, and training that reads inner maps."""
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class FeatureTaps(Inferer):
 
     Raises:
         ValueError: `names` is one string, or contains ``pred``; in a call: the network has no such module, a module
-            gave no output or several outputs, or a map has no gradient although the prediction has one.
+            gave no output or several outputs, or the map of a module with trained parameters has no gradient although
+            the prediction has one.
 
     Example:
         >>> import torch
@@ -91,18 +92,18 @@ class FeatureTaps(Inferer):
     @knob_types
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
-        if isinstance(names, str) or PREDICTION in names:
-            raise ValueError(f"FeatureTaps: names must be a list of module names without 'pred', got {names!r}")
-        self.names = tuple(names)
+        self.names = (names,) if isinstance(names, str) else tuple(names)
+        if isinstance(names, str) or PREDICTION in self.names:
+            raise ValueError(f"FeatureTaps: names must be a list of module names without 'pred', got {self.names}")
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object
     ) -> dict[str, Tensor]:
         """Return the prediction under ``pred``, and each map under the name of its module."""
         maps: dict[str, list[Tensor]] = {name: [] for name in self.names}
-        hooks = []
+        tapped, hooks = self._tapped(network), []
         try:
-            for name, module in self._tapped(network).items():
+            for name, module in tapped.items():
                 hooks.append(module.register_forward_hook(lambda _, __, output, kept=maps[name]: kept.append(output)))
             prediction = network(inputs, *args, **kwargs)
         finally:
@@ -112,7 +113,8 @@ class FeatureTaps(Inferer):
             if len(outputs) != 1:
                 what = f"{len(outputs)} outputs" if outputs else "no output"
                 raise ValueError(f"FeatureTaps: {name!r} gave {what} in this forward pass: one is expected")
-            if prediction_needs_gradient(prediction) and not outputs[0].requires_grad:
+            trained = any(parameter.requires_grad for parameter in tapped[name].parameters())  # a frozen map is meant
+            if trained and needs_gradient(prediction) and not outputs[0].requires_grad:
                 raise ValueError(f"FeatureTaps: the map of {name!r} has no gradient, but the prediction has one")
         return {PREDICTION: prediction, **{name: output for name, (output,) in maps.items()}}
 
@@ -129,10 +131,11 @@ def _uncompiled(network: nn.Module) -> nn.Module:
     return getattr(network, "_orig_mod", network)  # as torch.compile names it
 
 
-def prediction_needs_gradient(prediction: Tensor | Sequence[Tensor]) -> bool:
-    """Return whether a prediction, or the first of several predictions, carries a gradient."""
-    first = prediction if isinstance(prediction, Tensor) else prediction[0]
-    return first.requires_grad
+def needs_gradient(prediction: object) -> bool:
+    """Return whether a prediction, or one of several predictions in a list or dict, carries a gradient."""
+    if isinstance(prediction, Tensor):
+        return prediction.requires_grad
+    return any(map(needs_gradient, prediction.values() if isinstance(prediction, Mapping) else prediction))
 
 
 def pad_with_minimum(x: Tensor, size: Sequence[int]) -> Tensor:

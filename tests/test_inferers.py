@@ -48,6 +48,7 @@ def test_taps_give_the_prediction_and_each_map_and_leave_no_hook(unet):
     expected = copy.deepcopy(network)(x)
     found = FeatureTaps({"down_1": [5], "upcat_3": [5]})(x, network)
     assert list(found) == ["pred", "down_1", "upcat_3"]
+    assert list(FeatureTaps(name for name in ("down_1",))(x, copy.deepcopy(network))) == ["pred", "down_1"]
     assert torch.equal(found["pred"], expected)
     assert [tuple(found[name].shape) for name in ("down_1", "upcat_3")] == [(2, 32, 16, 16), (2, 64, 8, 8)]
     assert all(value.requires_grad for value in found.values())
@@ -95,10 +96,13 @@ def test_a_tap_that_gives_no_single_map_is_refused(names, message):
 
 
 def test_a_map_without_gradient_is_refused(unet):
-    network = unet()
-    network.conv_0.requires_grad_(False)
+    network, x = unet(), torch.zeros(1, 1, 32, 32)
+    network.conv_0.register_forward_hook(lambda *values: values[2].detach())
     with pytest.raises(ValueError, match="the map of 'conv_0' has no gradient"):
-        FeatureTaps(["conv_0"])(torch.zeros(1, 1, 32, 32), network)
+        FeatureTaps(["conv_0"])(x, network)
+    frozen = unet()
+    frozen.conv_0.requires_grad_(False)
+    assert not FeatureTaps(["conv_0"])(x, frozen)["conv_0"].requires_grad  # a frozen encoder is meant
 
 
 @pytest.mark.parametrize("names", ["down_1", ["down_1", "pred"]])
@@ -115,3 +119,13 @@ def test_taps_of_a_compiled_network_are_those_of_the_network(unet):
     for _ in range(3):
         plain, fast = FeatureTaps(["down_1"])(x, network), FeatureTaps(["down_1"])(x, compiled)
         assert all(torch.equal(plain[name], fast[name]) for name in plain)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_plain_call_of_a_compiled_network_makes_the_next_taps_fail_and_never_miss_in_silence(unet):
+    torch._dynamo.reset()
+    compiled, x = torch.compile(unet().train(), backend="eager"), torch.randn(2, 1, 32, 32)
+    compiled(x)
+    with pytest.raises(ValueError, match="'down_1' gave no output in this forward pass"):
+        FeatureTaps(["down_1"])(x, compiled)

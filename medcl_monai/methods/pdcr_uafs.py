@@ -7,7 +7,7 @@ Li et al. 2022, https://arxiv.org/abs/2201.08779. The network is a MONAI segment
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from medcl_monai.knobs import knob_types
@@ -43,11 +43,12 @@ class PDCRLoss(TermLoss):
         temperature: τ, divides the cosine similarities; no unit, above 0.
         pair_loss: `pdcr`, as published, or `balanced_pdcr`, in which rare classes pull and push as frequent ones do;
             None: `pdcr`.
-        centre_embeddings: whether the mean embedding of an image's cells is subtracted before the cosine.
+        centre_embeddings: whether the mean embedding of an image's valid cells is subtracted before the cosine.
 
     Raises:
         ValueError: a number is out of range, or `cross_channels` does not name two taps with equally many box sizes;
-            in `forward`: the output lacks the prediction or a tapped map, or a map has one cell.
+            in `forward`: the output lacks the prediction or a tapped map, a map has one cell or other channels than
+            `cross_channels` says, or one cell alone is chosen.
     """
 
     @knob_types
@@ -74,8 +75,9 @@ class PDCRLoss(TermLoss):
         self.temperature, self.centre_embeddings = temperature, centre_embeddings
         self.pair_loss = pdcr if pair_loss is None else pair_loss
         self.crossed = _crossed(boxes, cross_channels) if cross_weight > 0 else ()
+        self.cross_channels = dict(cross_channels or {})
         self.projectors = nn.ModuleList(
-            nn.Linear(cross_channels[name], projection_dim, bias=False) for name in self.crossed
+            nn.Linear(self.cross_channels[name], projection_dim, bias=False) for name in self.crossed
         )
 
     def forward(self, output: Mapping[str, Tensor] | Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -95,7 +97,7 @@ class PDCRLoss(TermLoss):
         if not self.contrasts:
             return terms
         maps = self._maps(output)
-        cells = self.boxes(target, {name: feature_map.shape[2:] for name, feature_map in maps.items()})
+        cells = self._cells(maps, target)
         embeddings = {name: cell_embeddings(maps[name], cells[name].index) for name in maps}
         if self.weights["intra"] > 0:
             values = [self._contrast((z, cells[name]), (z, cells[name])) for name, z in embeddings.items()]
@@ -114,6 +116,11 @@ class PDCRLoss(TermLoss):
             if name not in output:
                 raise ValueError(f"PDCRLoss: the output has no tap {name!r}, but {list(output)}: FeatureTaps names it")
             maps[name] = output[name]
+            if name in self.crossed and maps[name].shape[1] != self.cross_channels[name]:
+                raise ValueError(
+                    f"PDCRLoss: cross_channels gives tap {name!r} {self.cross_channels[name]} channels, "
+                    f"the map has {maps[name].shape[1]}"
+                )
             if maps[name].shape[2:].numel() < 2:
                 raise ValueError(
                     f"PDCRLoss: tap {name!r} has one cell at size {tuple(output['pred'].shape[2:])}; "
@@ -121,11 +128,18 @@ class PDCRLoss(TermLoss):
                 )
         return maps
 
+    def _cells(self, maps: Mapping[str, Tensor], label: Tensor) -> dict[str, Cells]:
+        cells = self.boxes(label, {name: feature_map.shape[2:] for name, feature_map in maps.items()})
+        for name, chosen in cells.items():
+            if chosen.index.shape[1] < 2:
+                raise ValueError(f"PDCRLoss: number {self.boxes.number} gives tap {name!r} one cell, and no pair: raise it")
+        return cells
+
     def _contrast(self, first: tuple[Tensor, Cells], second: tuple[Tensor, Cells]) -> Float[Tensor, ""]:
         """Compute the pair loss of two sets of cells; each set is its embeddings and the `Cells`."""
         (z_1, cells_1), (z_2, cells_2) = first, second
         if self.centre_embeddings:
-            z_1, z_2 = z_1 - z_1.mean(1, keepdim=True), z_2 - z_2.mean(1, keepdim=True)
+            z_1, z_2 = centred(z_1, cells_1.valid.any(1)), centred(z_2, cells_2.valid.any(1))
         agreement = affinity(cells_1.shares, cells_2.shares)
         return self.pair_loss(z_1, z_2, agreement, self.temperature, cells_1.valid, cells_2.valid)
 
@@ -137,6 +151,14 @@ def cell_embeddings(
     """Return the channel vectors of cells of a map, in fp32 at least."""
     places = index[:, None].expand(-1, feature_map.shape[1], -1)
     return feature_map.flatten(2).gather(2, places).mT
+
+
+def centred(
+    embeddings: Float[Tensor, "batch cells channels"], counted: Bool[Tensor, "batch cells"]
+) -> Float[Tensor, "batch cells channels"]:
+    """Subtract, in each image, the mean embedding of the cells that count."""
+    weights = counted[..., None].to(embeddings)
+    return embeddings - (embeddings * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
 
 
 @full_precision

@@ -1,4 +1,4 @@
-"""Uncertainty-aware feature selection: a block that strengthens the features of which the block itself is certain."""
+"""Uncertainty-aware feature selection: a block that weights the cells of a map by the block's own confidence."""
 
 import difflib
 import inspect
@@ -30,7 +30,7 @@ BIASED = {2: _Conv2d, 3: _Conv3d}
 
 
 class UAFS(nn.Module):
-    r"""Multiplies each cell of a map by up to 2, the more the surer a small head is of the cell's state.
+    r"""Multiplies each cell of a map by 1 + γ a, where a is how sure a small head is of the cell's state.
 
     Li et al. 2022, https://arxiv.org/abs/2201.08779 (UAFR in the journal version).
 
@@ -38,7 +38,7 @@ class UAFS(nn.Module):
         u = \text{head}(x) \qquad p = \text{softmax}(u) \qquad
         a = 1 + \frac{\sum_m p_m \log p_m}{\log M} \qquad y = x (1 + \gamma a)
 
-    The confidence a is 1 minus the normalised entropy of the M states. The block has no loss of its own. Differs from
+    The confidence a, 0 to 1, is 1 minus the normalised entropy of the M states. The block has no loss of its own. Differs from
     the authors' code: the gate γ starts at 0, so that a network with carried weights starts as the same function; γ
     gets a gradient from the first step, the head from the second. The last convolution of the head must not start at 0
     instead: its gradient would be 0 for ever.
@@ -79,7 +79,7 @@ class UAFS(nn.Module):
 
     @no_type_check  # TorchScript compiles the function as it stands here, so no check of types may wrap it
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map (B, C, *S) with its certain cells strengthened."""
+        """Return the map (B, C, *S), each cell multiplied by 1 + γ a."""
         confidence = self.confidence(x).to(x.dtype)
         if self.gate is not None:
             return x * (1 + self.gate.to(x.dtype) * confidence)
@@ -134,15 +134,15 @@ def insert_uafs(
     if len(set(sites)) != len(sites):
         raise ValueError(f"insert_uafs: a site is named twice: {list(sites)}")
     chosen = {site: _module(network, site) for site in sites}
+    convolutions = {site: _last_convolution(module) for site, module in chosen.items()}
     for site, module in chosen.items():
-        convolution = _last_convolution(module)
-        if convolution is None:
+        if convolutions[site] is None:
             raise ValueError(f"insert_uafs: {site!r} has no convolution, so its channels are unknown")
         if hasattr(module, NAME):
             raise ValueError(f"insert_uafs: {site!r} has a UAFS block already")
         _require_one_input(site, module)
-    for module in chosen.values():
-        convolution = _last_convolution(module)
+    for site, module in chosen.items():
+        convolution = convolutions[site]
         block = UAFS(convolution.weight.ndim - 2, convolution.out_channels, norm=norm, gate=gate)
         module.add_module(NAME, block.to(convolution.weight))
         if type(module).forward is not nn.Sequential.forward:  # which runs its new last child without a hook
@@ -159,7 +159,9 @@ def _module(network: nn.Module, name: str) -> nn.Module:
 
 
 def _last_convolution(module: nn.Module) -> nn.Module | None:
-    convolutions = [part for part in module.modules() if isinstance(part, _ConvNd)]
+    """Return the last convolution inside a module, leaving out those of blocks that were inserted before."""
+    of_blocks = {id(part) for block in module.modules() if isinstance(block, UAFS) for part in block.modules()}
+    convolutions = [part for part in module.modules() if isinstance(part, _ConvNd) and id(part) not in of_blocks]
     return convolutions[-1] if convolutions else None
 
 

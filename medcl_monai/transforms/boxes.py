@@ -115,12 +115,11 @@ class LabelBoxes:
     def _bounds(
         self, name: str, places: Sequence[Tensor], size: Sequence[int], label_size: Sequence[int]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return first and last-but-one voxel of the boxes along each axis, two (R, N_axis) tensors per axis."""
+        """Return begin and end of the boxes along each axis, as `box_bounds` does, two (R, N_axis) tensors per axis."""
         sides = [_per_axis(entry, len(label_size)) for entry in self.sides[name]]
         for entry in sides:
-            if any(side > extent for side, extent in zip(entry, label_size, strict=True)):
-                largest = max(entry)
-                raise ValueError(f"LabelBoxes: box side {largest} is larger than the label {tuple(label_size)}")
+            if large := [side for side, extent in zip(entry, label_size, strict=True) if side > extent]:
+                raise ValueError(f"LabelBoxes: box side {large[0]} is larger than the label {tuple(label_size)}")
         by_axis = zip(places, size, label_size, zip(*sides, strict=True), strict=True)
         return [box_bounds(cells, own, extent, side, self.centre) for cells, own, extent, side in by_axis]
 

@@ -18,13 +18,14 @@ def batch():
     return {"image": torch.randn(4, 1, 32, 32) + 2 * label, "label": label}
 
 
-def run(batch, handlers, sites=("upcat_2.convs", "upcat_1.convs"), steps=4, loss=None, **settings):
+def run(batch, handlers, sites=("upcat_2.convs", "upcat_1.convs"), steps=4, loss=None, accumulation=1, **settings):
     torch.manual_seed(0)
-    network = BasicUNet(2, 1, 2, features=(8, 8, 16, 16, 16, 8), norm=("group", {"num_groups": 4}))
+    network = BasicUNet(2, 1, 2, features=(8, 8, 16, 16, 16, 8), norm="batch")
     insert_uafs(network, sites)
     boxes = LabelBoxes(TAPS, 2, 16, **settings)
     engine = Trainer(
-        device="cpu", max_epochs=1, epoch_length=steps, train_data_loader=[batch] * steps, network=network,
+        device="cpu", max_epochs=1, epoch_length=steps * accumulation, train_data_loader=[batch] * steps * accumulation,
+        network=network, accumulation=accumulation,
         optimizer=torch.optim.AdamW(network.parameters(), 0.01), inferer=FeatureTaps(TAPS), train_handlers=handlers,
         loss_function=loss or PDCRLoss(SegmentationLoss(torch.tensor([0.7, 0.3])), boxes),
     )
@@ -41,6 +42,17 @@ def test_a_look_leaves_figures_of_taps_and_gates_and_two_pictures(batch):
     assert set(state.pictures) == {"affinity", "confidence"}
     assert all(isinstance(figure, Figure) for figure in state.pictures.values())
     assert len(state.pictures["confidence"].axes) == 3 * 3 + 1
+
+
+def test_looks_count_optimiser_steps(batch):
+    looks = []
+
+    class Counted(PDCRFigures):
+        def _look_at_taps(self, engine, output, label):
+            looks.append((engine.state.iteration, engine.state.optimizer_steps))
+
+    run(batch, [Counted(2)], accumulation=2)
+    assert looks == [(2, 0), (6, 2)]
 
 
 def test_without_blocks_there_are_no_gates_and_no_maps(batch):

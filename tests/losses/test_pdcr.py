@@ -255,3 +255,37 @@ def test_several_box_sizes_are_the_mean_of_each_alone(form):
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         pdcr(formula(1, 2, 2), formula(1, 2, 2), torch.eye(2)[None], 0.0)
+
+
+def test_layers_of_different_cells_and_validity_are_the_loops_over_what_is_valid():
+    z_1, z_2 = formula(1, 6, 5), torch.cos(formula(1, 4, 5))
+    a = affinity(SHARES[:1], SHARES[:1, [0, 2, 3, 5]])
+    valid_1, valid_2 = torch.ones(1, 6, dtype=torch.bool), torch.ones(1, 4, dtype=torch.bool)
+    valid_1[0, 0] = valid_2[0, 3] = False
+    expected = loops(z_1[:, 1:], z_2[:, :3], a[:, 1:, :3], 0.5)
+    assert float(pdcr(z_1, z_2, a, 0.5, valid_1, valid_2)) == pytest.approx(expected, abs=1e-12)
+    few = balanced_pdcr(z_1[:, 1:], z_2[:, :3], a[:, 1:, :3])
+    assert float(balanced_pdcr(z_1, z_2, a, 0.5, valid_1, valid_2)) == pytest.approx(float(few), abs=1e-12)
+
+
+@forms
+def test_an_invalid_cell_counts_nowhere_at_any_temperature(form):
+    z = torch.cat([torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])], 1).double()
+    a, valid = torch.eye(3, dtype=torch.float64)[None], torch.tensor([[True, True, False]])
+    alone = form(z[:, :2], z[:, :2], a[:, :2, :2], 0.005)
+    assert float(form(z, z, a, 0.005, valid, valid)) == pytest.approx(float(alone), abs=1e-9)
+
+
+@forms
+def test_an_image_whose_only_unlike_cell_is_invalid_is_left_out(form):
+    z, a = formula(2, 6, 5), torch.ones(2, 6, 6, dtype=torch.float64)
+    a[:, 5, :5] = a[:, :5, 5] = 0
+    valid = torch.ones(2, 6, dtype=torch.bool)
+    valid[0, 5] = False
+    assert float(form(z, z, a, 0.5, valid, valid)) == pytest.approx(float(form(z[1:], z[1:], a[1:])), abs=1e-12)
+
+
+@forms
+def test_shares_that_differ_by_rounding_are_alike(form):
+    z = formula(1, 6, 5)
+    assert float(form(z, z, torch.full((1, 6, 6), 1 - 1e-7, dtype=torch.float64))) == 0

@@ -1,30 +1,40 @@
+import contextlib
 import math
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.networks.nets import BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
 from medcl_monai import (
+    Checkpoints,
     FeatureTaps,
+    FrozenEncoder,
     LabelBoxes,
+    PDCRFigures,
     PDCRLoss,
     SegmentationLoss,
     TotalLoss,
+    Trainer,
     affinity,
     balanced_pdcr,
     insert_uafs,
     load_pretrained,
+    parameter_groups,
     pdcr,
 )
 from medcl_monai.handlers.collapse import terms_of_equal_embeddings
 from medcl_monai.handlers.pdcr_figures import foreground_background_cosine
-from medcl_monai.methods.pdcr_uafs import cell_embeddings
+from medcl_monai.methods.pdcr_uafs import cell_embeddings, centred
 
 CLASSES, SIDES = 3, [5, 7, 9]
 GROUP = ("group", {"num_groups": 4})
+CLEAR_PEAK = Path("/proc/self/clear_refs")
 SITES = [f"upcat_{k}.convs" for k in (4, 3, 2, 1)]
 
 
@@ -47,6 +57,13 @@ class FlatCrossEntropy(nn.Module):
 
     def forward(self, prediction, label):
         return nn.functional.cross_entropy(prediction, label[:, 0].long())
+
+
+class NoSegmentation(nn.Module):
+    """A segmentation loss that reads no label."""
+
+    def forward(self, prediction, label):
+        return {"none": prediction.sum() * 0}
 
 
 @pytest.fixture
@@ -73,6 +90,21 @@ def test_terms_stand_beside_those_of_the_segmentation_and_are_the_pair_losses(ba
     first, second = (layer(z[name]) for name, layer in zip(cells, measured.projectors, strict=True))
     crossed = pdcr(first, second, affinity(cells["down_1"].shares, cells["down_2"].shares), 0.5)
     torch.testing.assert_close(terms["cross"], 0.2 * crossed)
+
+
+def test_temperature_validity_and_every_map_count_in_the_mean(batch):
+    image, label = batch
+    label[:, :, :, :14] = 255
+    taps = ["down_1", "down_2", "upcat_3"]
+    output = FeatureTaps(taps)(image, unet())
+    measured = PDCRLoss(NoSegmentation(), LabelBoxes({key: [5, 9] for key in taps}, CLASSES, 16), 1.0, temperature=0.3)
+    cells = measured.boxes(label, {name: output[name].shape[2:] for name in taps})
+    assert not all(bool(part.valid.all()) for part in cells.values())
+    alone = []
+    for name, part in cells.items():
+        z = cell_embeddings(output[name], part.index)
+        alone.append(pdcr(z, z, affinity(part.shares, part.shares), 0.3, part.valid, part.valid))
+    torch.testing.assert_close(measured(output, label)["intra"], sum(alone) / 3)
 
 
 def test_a_projection_of_cells_is_a_convolution_before_the_sampling(batch):
@@ -208,13 +240,86 @@ def test_equal_embeddings_give_log_n_in_the_published_form_and_zero_in_the_balan
     assert float(balanced["intra"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_centred_embeddings_lose_what_all_cells_of_an_image_share(batch):
+def test_centred_embeddings_lose_the_mean_of_the_valid_cells_of_each_image(batch):
+    k = torch.arange(60, dtype=torch.float64)
+    z = torch.sin(1 + 0.7 * k + 0.013 * k * k).reshape(2, 6, 5)
+    shares = torch.tensor(
+        [[1, 0, 0], [0.75, 0.25, 0], [0.5, 0.25, 0.25], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1]], dtype=torch.float64
+    ).expand(2, 6, 3)
+    counted = torch.ones(2, 6, dtype=torch.bool)
+    middle = centred(z, counted)
+    assert float(pdcr(middle, middle, affinity(shares, shares))) == pytest.approx(1.508918093, abs=1e-9)
     image, label = batch
+    label[:, :, :, :14] = 255
     output = {name: value.detach() for name, value in FeatureTaps(["down_1", "down_2"])(image, unet()).items()}
-    shifted = {name: value if name == "pred" else value + 7 for name, value in output.items()}
-    terms = [loss(centre_embeddings=True)(values, label)["intra"] for values in (output, shifted)]
-    torch.testing.assert_close(*terms, atol=1e-5, rtol=1e-4)
-    assert abs(float(loss()(output, label)["intra"]) - float(loss()(shifted, label)["intra"])) > 1e-4
+    moved = {name: value.clone() for name, value in output.items()}
+    moved["down_1"][..., :3] += 9  # the boxes of these cells hold no label
+    measured = PDCRLoss(
+        NoSegmentation(), LabelBoxes({"down_1": [5], "down_2": [5]}, CLASSES, 64), centre_embeddings=True
+    )
+    torch.testing.assert_close(measured(output, label)["intra"], measured(moved, label)["intra"])
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(batch):
+    image, label = (part.double() for part in batch)
+    network = unet(sites=SITES).double()
+    measured = PDCRLoss(FlatCrossEntropy(), LabelBoxes({"down_1": SIDES, "down_2": SIDES}, CLASSES, 16), 0.5)
+
+    def gradient(parts):
+        network.zero_grad()
+        for x, y in parts:
+            terms = measured(FeatureTaps(["down_1", "down_2"])(x, network), y)
+            (sum(terms.values()) / len(parts)).backward()
+        return [parameter.grad.clone() for parameter in network.parameters()]
+
+    halves = list(zip(image.split(2), label.split(2), strict=True))
+    for whole, summed in zip(gradient([(image, label)]), gradient(halves), strict=True):
+        torch.testing.assert_close(summed, whole, atol=1e-14, rtol=1e-10)
+
+
+def test_a_killed_training_resumes_with_its_projectors_bit_for_bit(batch, tmp_path):
+    image, label = batch
+
+    def run(folder, steps, **knobs):
+        torch.manual_seed(0)
+        network = unet(sites=SITES)
+        boxes = LabelBoxes({"down_1": SIDES, "down_2": SIDES}, CLASSES, 16, foreground_share=0.5)
+        measured = PDCRLoss(segmentation(), boxes, 0.1, 0.1, {"down_1": 8, "down_2": 16})
+        engine = Trainer(
+            device="cpu", max_epochs=1, epoch_length=6, train_data_loader=[{"image": image, "label": label}] * 6,
+            network=network, optimizer=torch.optim.AdamW(parameter_groups(network, 0.01, loss=measured)),
+            loss_function=measured, inferer=FeatureTaps(measured.watched),
+            train_handlers=[Checkpoints(folder, 2), PDCRFigures(1)], **knobs,
+        )
+
+        @engine.on(Events.ITERATION_COMPLETED(once=steps))
+        def stop(engine):
+            if steps < 6:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            engine.run()
+        return {**network.state_dict(), **measured.state_dict()}
+
+    whole = run(tmp_path / "whole", 6)
+    run(tmp_path / "killed", 3)
+    resumed = run(tmp_path / "killed", 6, resume=tmp_path / "killed")
+    assert any("projectors" in name for name in whole)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_frozen_encoder_with_taps_trains_the_decoder_alone(batch):
+    image, label = batch
+    network = unet(sites=SITES)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    engine = Trainer(
+        device="cpu", max_epochs=1, epoch_length=2, train_data_loader=[{"image": image, "label": label}] * 2,
+        network=network, optimizer=torch.optim.AdamW(network.parameters(), 0.01), loss_function=loss(),
+        inferer=FeatureTaps(["down_1", "down_2"]), frozen=FrozenEncoder(network, ["conv_0.", "down_"], 1),
+    )
+    engine.run()
+    moved = {name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"upcat_4", "upcat_3", "upcat_2", "upcat_1", "final_conv"}
 
 
 def test_monai_s_own_trainer_takes_the_total(batch):
@@ -231,16 +336,20 @@ def test_monai_s_own_trainer_takes_the_total(batch):
     assert not any(value.requires_grad for value in total.terms.values())
 
 
+@pytest.mark.skipif(not CLEAR_PEAK.exists(), reason="the peak of memory can be reset on Linux alone")
 def test_the_growth_of_memory_is_bounded_in_three_dimensions():
     """One class at a time: 14 classes of two volumes of 128³ would take 235 MB at once."""
-    import resource
-
     boxes = LabelBoxes({"map": [23]}, 14, 64)
     label = torch.randint(0, 14, (2, 1, 128, 128, 128), dtype=torch.uint8)
     boxes(label[:, :, :64, :64, :64].contiguous(), {"map": (16, 16, 16)})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def kilobytes(name):
+        return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+    CLEAR_PEAK.write_text("5")
+    before = kilobytes("VmRSS")
     boxes(label, {"map": (32, 32, 32)})
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+    assert 16 * 1024 < kilobytes("VmHWM") - before < 64 * 1024
 
 
 @pytest.mark.parametrize(
@@ -255,6 +364,15 @@ def test_the_growth_of_memory_is_bounded_in_three_dimensions():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         loss(**settings)
+
+
+def test_channels_of_cross_that_are_not_those_of_the_map_and_one_cell_are_refused(batch):
+    image, label = batch
+    output = FeatureTaps(["down_1", "down_2"])(image, unet())
+    with pytest.raises(ValueError, match="cross_channels gives tap 'down_1' 32 channels, the map has 8"):
+        loss(cross_weight=1.0, cross_channels={"down_1": 32, "down_2": 16})(output, label)
+    with pytest.raises(ValueError, match="number 1 gives tap 'down_1' one cell, and no pair"):
+        loss(number=1)(output, label)
 
 
 def test_taps_of_cross_need_equally_many_sides():

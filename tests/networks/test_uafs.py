@@ -131,6 +131,37 @@ def test_confidence_is_one_minus_the_normalised_entropy(logit, expected):
     assert bool((y / states.clamp(min=1e-9) <= 2).all())
 
 
+@pytest.mark.parametrize(("states", "gate"), [(2, True), (3, False)])
+def test_value_and_gradient_are_those_of_the_formula(states, gate):
+    torch.manual_seed(0)
+    block, x = UAFS(2, 8, states=states, gate=gate).double(), torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    if gate:
+        torch.nn.init.constant_(block.gate, 0.7)
+    p = block.head(x).softmax(1)
+    entropy = -(p * p.log()).sum(1, keepdim=True) / torch.tensor(float(states)).double().log()
+    torch.testing.assert_close(block(x), x * (1 + (0.7 if gate else 1) * (1 - entropy)), atol=1e-12, rtol=0)
+    assert torch.autograd.gradcheck(block, x.requires_grad_())
+
+
+def test_norm_and_gate_reach_the_blocks():
+    network = insert_uafs(basic_unet(2), ["down_1", "down_2"], norm="batch", gate=False)
+    for name in ("down_1", "down_2"):
+        block = network.get_submodule(name).uafs
+        assert isinstance(block.head[1], torch.nn.BatchNorm2d)
+        assert block.gate is None
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_sites_inside_one_another_get_blocks_of_their_own_width(order):
+    sites = ["upcat_1.convs.conv_1", "upcat_1.convs"]
+    plain = basic_unet(2).eval()
+    network, x = copy.deepcopy(plain), torch.randn(1, 1, 32, 32)
+    insert_uafs(network, [sites[place] for place in order])
+    assert torch.equal(network(x), plain(x))
+    again = insert_uafs(insert_uafs(copy.deepcopy(plain), sites[:1]), sites[1:])
+    assert torch.equal(again(x), plain(x))
+
+
 def test_without_a_gate_certain_cells_are_doubled_at_most():
     torch.manual_seed(0)
     block = UAFS(3, 16, gate=False)

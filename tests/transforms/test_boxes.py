@@ -143,14 +143,18 @@ def test_ignored_voxels_count_nowhere():
 def test_a_side_per_axis_and_a_meta_tensor_are_taken():
     label = MetaTensor(some_label(8, 12, 10)[:, None])
     cells = LabelBoxes({"map": [[1, 3, 5], 3]}, 4, 8)(label, {"map": (4, 6, 5)})["map"]
-    assert cells.shares.shape == (2, 2, 8, 4)
+    sizes = zip((4, 6, 5), (8, 12, 10), ([1, 3], [3, 3], [5, 3]), strict=True)
+    bounds = [box_bounds(cell_places(2, own), own, extent, sides, 0.5) for own, extent, sides in sizes]
+    assert torch.equal(cells.shares, by_loops(label[:, 0].as_tensor(), bounds, 4))
     assert type(cells.shares) is torch.Tensor
 
 
-def test_half_of_the_cells_are_drawn_where_there_is_foreground():
+@pytest.mark.parametrize("sides", [[9, 5], [5, 9]])
+def test_half_of_the_cells_are_drawn_where_there_is_foreground(sides):
     label = torch.zeros(3, 1, 64, 64)
     label[:2, :, 40:48, 8:16] = 1
-    boxes = LabelBoxes({"map": [9, 5]}, 2, 64, foreground_share=0.5)
+    label[:, :, :, 40:] = 255
+    boxes, small = LabelBoxes({"map": sides}, 2, 64, foreground_share=0.5), sides.index(5)
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -158,12 +162,14 @@ def test_half_of_the_cells_are_drawn_where_there_is_foreground():
     cells = drawn[0]
     assert cells.index.shape == (3, 64)
     assert all(len(set(row.tolist())) == 64 for row in cells.index)
-    inside = (cells.shares[:, 1, :, 1] > 0).sum(1)
+    inside = (cells.shares[:, small, :, 1] > 0).sum(1)
     assert inside[:2].min() >= 32
+    assert 0 < int(cells.valid.sum()) < cells.valid.numel()
+    assert torch.equal(cells.valid, cells.shares.sum(-1) > 0)
     assert inside[2] == 0
     assert torch.equal(cells.index, drawn[1].index)
     assert not torch.equal(cells.index, drawn[2].index)
-    whole = LabelBoxes({"map": [9, 5]}, 2, 10**6)(label, {"map": (32, 32)})["map"]
+    whole = LabelBoxes({"map": sides}, 2, 10**6)(label, {"map": (32, 32)})["map"]
     assert torch.equal(cells.shares, whole.shares.gather(2, cells.index[:, None, :, None].expand(-1, 2, -1, 2)))
 
 
@@ -205,5 +211,15 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_a_box_larger_than_the_label_is_refused():
     with pytest.raises(ValueError, match=r"box side 65 is larger than the label \(64, 64\)"):
         LabelBoxes({"map": [5, 65]}, 2)(torch.zeros(1, 1, 64, 64), {"map": (32, 32)})
+    with pytest.raises(ValueError, match=r"box side 20 is larger than the label \(64, 16\)"):
+        LabelBoxes({"map": [[40, 20]]}, 2)(torch.zeros(1, 1, 64, 16), {"map": (32, 8)})
     with pytest.raises(ValueError, match="one number, or one per axis of a 2D label"):
         LabelBoxes({"map": [[5, 5, 5]]}, 2)(torch.zeros(1, 1, 64, 64), {"map": (32, 32)})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.float32])
+def test_autocast_and_the_type_of_the_label_change_no_count(dtype):
+    label, boxes = some_label(40, 40, 40)[:, None], LabelBoxes({"map": [39]}, 4, 8)
+    plain = boxes(label, {"map": (20, 20, 20)})["map"].shares
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(boxes(label.to(dtype), {"map": (20, 20, 20)})["map"].shares, plain)
