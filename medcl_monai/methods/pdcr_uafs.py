@@ -132,7 +132,9 @@ class PDCRLoss(TermLoss):
         cells = self.boxes(label, {name: feature_map.shape[2:] for name, feature_map in maps.items()})
         for name, chosen in cells.items():
             if chosen.index.shape[1] < 2:
-                raise ValueError(f"PDCRLoss: number {self.boxes.number} gives tap {name!r} one cell, and no pair: raise it")
+                raise ValueError(
+                    f"PDCRLoss: number {self.boxes.number} gives tap {name!r} one cell, and no pair; raise number"
+                )
         return cells
 
     def _contrast(self, first: tuple[Tensor, Cells], second: tuple[Tensor, Cells]) -> Float[Tensor, ""]:

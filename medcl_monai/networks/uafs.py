@@ -38,10 +38,10 @@ class UAFS(nn.Module):
         u = \text{head}(x) \qquad p = \text{softmax}(u) \qquad
         a = 1 + \frac{\sum_m p_m \log p_m}{\log M} \qquad y = x (1 + \gamma a)
 
-    The confidence a, 0 to 1, is 1 minus the normalised entropy of the M states. The block has no loss of its own. Differs from
-    the authors' code: the gate γ starts at 0, so that a network with carried weights starts as the same function; γ
-    gets a gradient from the first step, the head from the second. The last convolution of the head must not start at 0
-    instead: its gradient would be 0 for ever.
+    The confidence a, 0 to 1, is 1 minus the normalised entropy of the M states. The block has no loss of its own.
+    Differs from the authors' code: the gate γ starts at 0, so that a network with carried weights starts as the same
+    function; γ gets a gradient from the first step, the head from the second. The last convolution of the head must not
+    start at 0 instead: its gradient would be 0 for ever.
 
     Args:
         spatial_dims: number of spatial dimensions of the map, 2 or 3.
