@@ -276,6 +276,12 @@ def test_an_invalid_cell_counts_nowhere_at_any_temperature(form):
     assert float(form(z, z, a, 0.005, valid, valid)) == pytest.approx(float(alone), abs=1e-9)
 
 
+def test_an_invalid_cell_of_another_layer_is_farther_than_any_valid_one():
+    z_1, z_2 = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]])
+    first, second = torch.tensor([[True]]), torch.tensor([[True, False]])
+    assert float(pdcr(z_1, z_2, torch.zeros(1, 1, 2), 0.005, first, second)) == pytest.approx(-400)
+
+
 @forms
 def test_an_image_whose_only_unlike_cell_is_invalid_is_left_out(form):
     z, a = formula(2, 6, 5), torch.ones(2, 6, 6, dtype=torch.float64)
