@@ -37,15 +37,15 @@ def trainer_of(bundle: str, folder: str, **knobs: object) -> Pretrainer:
 
 def looks(trainer: Pretrainer) -> list[tuple[int, dict[str, float]]]:
     """Filled while the trainer runs: step and figures of each look."""
-    found: list[tuple[int, dict[str, float]]] = []
+    looked: list[tuple[int, dict[str, float]]] = []
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def keep(engine: Pretrainer) -> None:
         if "collapse/alarms" in engine.state.figures:
-            found.append((engine.state.optimizer_steps, dict(engine.state.figures)))
+            looked.append((engine.state.optimizer_steps, dict(engine.state.figures)))
         engine.state.figures.clear()
 
-    return found
+    return looked
 
 
 def share(bundle: str, steps: int = 100) -> None:
@@ -156,9 +156,9 @@ def injected(seeds: int = 4) -> None:
                 trainer = make(seed, folder)
                 if collapse is not None:
                     inject(trainer, collapse, part)
-                found = looks(trainer)
+                looked = looks(trainer)
                 trainer.run()
-            first = next((step for step, figures in found if figures["collapse/alarms"]), None)
+            first = next((step for step, figures in looked if figures["collapse/alarms"]), None)
             flagged += first is not None and onset < first <= onset + BAR
             after = "never" if first is None else f"after {first - onset} steps"
             print(f"{kind:26} seed {seed}: flagged {after}", flush=True)
@@ -171,13 +171,13 @@ def runs(bundle: str, seeds: range, knobs: dict[str, object]) -> None:
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             trainer = trainer_of(bundle, folder, seed=seed, **knobs, **RECORDERS)
-            found = looks(trainer)
+            looked = looks(trainer)
             trainer.run()
         widths = {name: value.shape[1] for name, value in trainer.state.output[0]["output"].items() if value.ndim > 1}
-        alarms = sum(figures["collapse/alarms"] > 0 for _, figures in found)
+        alarms = sum(figures["collapse/alarms"] > 0 for _, figures in looked)
         alarmed += alarms > 0
-        figures = [least(name, found, widths) for name in found[0][1] if name.split(".")[-1] in LEAST]
-        print(f"{bundle} seed {seed}: alarms at {alarms} of {len(found)} looks | from step 21 on, at least:", end=" ")
+        figures = [least(name, looked, widths) for name in looked[0][1] if name.split(".")[-1] in LEAST]
+        print(f"{bundle} seed {seed}: alarms at {alarms} of {len(looked)} looks | from step 21 on, at least:", end=" ")
         print(", ".join(figures), flush=True)
     print(f"{bundle}: alarms in {alarmed} of {len(seeds)} runs")
 
@@ -188,13 +188,13 @@ LEAST = ("effective_rank", "numerical_rank", "feature_spread", "within_samples",
 OF_START = ("feature_spread", "within_samples")  # figures that are shown as a share of their first value
 
 
-def least(name: str, found: list[tuple[int, dict[str, float]]], widths: dict[str, int]) -> str:
+def least(name: str, looked: list[tuple[int, dict[str, float]]], widths: dict[str, int]) -> str:
     """The smallest value of a figure: a rank as a share of the width, a spread of its start, a distance as it is."""
     key, figure = name.rsplit(".", 1)
-    value = min(abs(figures[name]) for step, figures in found if step > 20)
+    value = min(abs(figures[name]) for step, figures in looked if step > 20)
     if figure == "from_equal":
         return f"{name} {value:.3f}"
-    return f"{name} {value / (found[0][1][name] if figure in OF_START else widths[key]):.1%}"
+    return f"{name} {value / (looked[0][1][name] if figure in OF_START else widths[key]):.1%}"
 
 
 if __name__ == "__main__":

@@ -74,9 +74,9 @@ def pushing(query: torch.Tensor, key: torch.Tensor, length: int) -> object:
     queue, subject = FeatureQueue(length, query.shape[1]), torch.arange(len(query))
 
     def run() -> tuple[torch.Tensor, ...]:
-        found = step(lambda q: queue_infonce(q, key, queue.features, TEMPERATURE), query)()
+        gradients = step(lambda q: queue_infonce(q, key, queue.features, TEMPERATURE), query)()
         queue.push(key, subject, subject)
-        return found
+        return gradients
 
     return run
 

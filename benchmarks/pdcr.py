@@ -38,14 +38,14 @@ def grid(label: Tensor, stride: int, sides: Sequence[int], number: int = 64) -> 
 def by_loops(label: Tensor, bounds: list[tuple[Tensor, Tensor]], classes: int) -> Tensor:
     """Box by box, each with torch.unique."""
     shape = (len(label), len(bounds[0][0]), len(list(places(bounds))), classes)
-    found = torch.zeros(shape)
+    shares_of_boxes = torch.zeros(shape)
     for (b, image), size in itertools.product(enumerate(label), range(shape[1])):
         for n, place in enumerate(places(bounds)):
             box = image[tuple(slice(int(low[size, k]), int(high[size, k]))
                               for (low, high), k in zip(bounds, place, strict=True))]
             values, counts = box.unique(return_counts=True)
-            found[b, size, n, values.long()] = counts / box.numel()
-    return found
+            shares_of_boxes[b, size, n, values.long()] = counts / box.numel()
+    return shares_of_boxes
 
 
 def by_pooling(label: Tensor, bounds: list[tuple[Tensor, Tensor]], classes: int) -> Tensor:
@@ -66,14 +66,14 @@ def by_integral_image(label: Tensor, bounds: list[tuple[Tensor, Tensor]], classe
     for axis in range(2, tables.ndim):
         tables = tables.cumsum(axis, dtype=torch.int32)
     tables = F.pad(tables, [1, 0] * (label.ndim - 1))
-    found = []
+    of_sizes = []
     for size in range(len(bounds[0][0])):
         total = 0
         for corner in itertools.product((0, 1), repeat=len(bounds)):
             mesh = torch.meshgrid(*(pair[end][size] for pair, end in zip(bounds, corner, strict=True)), indexing="ij")
             total = total + (-1) ** (len(bounds) - sum(corner)) * tables[(slice(None), slice(None), *mesh)].flatten(2)
-        found.append(total.mT)
-    counts = torch.stack(found, 1).float()
+        of_sizes.append(total.mT)
+    counts = torch.stack(of_sizes, 1).float()
     return counts / counts.sum(-1, keepdim=True)
 
 
@@ -162,8 +162,8 @@ def released() -> None:
         cells = boxes(label, {name: value.shape[2:] for name, value in maps.items()})
         values = []
         for name, value in maps.items():
-            z, found = embeddings(value, cells[name].index), cells[name]
-            values.append(pdcr(z, z, affinity(found.shares, found.shares), 0.5, found.valid, found.valid))
+            z, chosen = embeddings(value, cells[name].index), cells[name]
+            values.append(pdcr(z, z, affinity(chosen.shares, chosen.shares), 0.5, chosen.valid, chosen.valid))
         return torch.stack(values).mean()
 
     def theirs() -> Tensor:

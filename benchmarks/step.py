@@ -38,13 +38,13 @@ def passes() -> None:
             encode(network.backbone, views[view])[-1].mean().backward()
 
     def losses() -> object:
-        return step(lambda *maps: sum(loss(dict(zip(names, maps, strict=True)), target).values()), *found)()
+        return step(lambda *maps: sum(loss(dict(zip(names, maps, strict=True)), target).values()), *maps_of_views)()
 
-    names, found = zip(*network(views).items(), strict=True)
-    found = [x.detach() for x in found]
+    names, maps_of_views = zip(*network(views).items(), strict=True)
+    maps_of_views = [x.detach() for x in maps_of_views]
     names = tuple(names)
     used = [k for k, name in enumerate(names) if name != "features"]
-    names, found = tuple(names[k] for k in used), [found[k] for k in used]
+    names, maps_of_views = tuple(names[k] for k in used), [maps_of_views[k] for k in used]
     seconds = cpu_seconds(
         {"step": whole, "encoders": encoders, "losses": losses, "views": lambda: JCLViews()(batch)}, 5
     )

@@ -62,10 +62,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
         "'steps'"
     """
     last = {knob: knob.split("::")[-1] for knob in known}
-    own = name.split("::")[-1]
-    same = [knob for knob in known if last[knob] == own]
+    last_part = name.split("::")[-1]
+    same = [knob for knob in known if last[knob] == last_part]
     if not same:
-        alike = difflib.get_close_matches(own, last.values(), n=1, cutoff=0.75)
+        alike = difflib.get_close_matches(last_part, last.values(), n=1, cutoff=0.75)
         same = [knob for knob in known if last[knob] in alike]
     return " or ".join(map(repr, (same or difflib.get_close_matches(name, known, n=1, cutoff=0.75))[:3]))
 

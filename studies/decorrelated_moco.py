@@ -142,17 +142,17 @@ def tables(rows: Sequence[dict[str, str]]) -> list[str]:
     lines, cells = [], []
     rates = {arm: probe_rate(rows, arm) for arm in ARMS}
     for data in dict.fromkeys(row["data"] for row in rows):
-        held: dict[tuple[str, str], dict[str, str]] = {}
+        by_run: dict[tuple[str, str], dict[str, str]] = {}
         for row in rows:
             if row["data"] == data and row["people"] == "test" and row["setting"] == _setting(row, rates):
                 key = (row["arm"], row["draw"])
-                held.setdefault(key, {"arm": row["arm"], "draw": row["draw"]})[row["figure"]] = row["value"]
-        wide = [row for row in held.values() if set(FIGURES) <= set(row)]
+                by_run.setdefault(key, {"arm": row["arm"], "draw": row["draw"]})[row["figure"]] = row["value"]
+        wide = [row for row in by_run.values() if set(FIGURES) <= set(row)]
         shown = {arm: LABELS[arm] for arm in ARMS if any(row["arm"] == arm for row in wide)}
         draws = len({row["draw"] for row in wide})
         lines += [f"{data}, {draws} draws:", "", *means(wide, shown, FIGURES), ""]
-        found, values = differences(wide, shown, [name for name in CONTROLS if name in shown], FIGURES)
-        lines, cells = [*lines, f"{data}, paired differences:", "", *found, ""], [*cells, *values]
+        rows_of_table, values = differences(wide, shown, [name for name in CONTROLS if name in shown], FIGURES)
+        lines, cells = [*lines, f"{data}, paired differences:", "", *rows_of_table, ""], [*cells, *values]
     chosen = ", ".join(f"{LABELS[arm]} {rate}" for arm, rate in rates.items() if rate)
     return [*lines, f"Learning rates of the linear probes, chosen on validation people: {chosen}.", "", counted(cells)]
 
@@ -164,11 +164,11 @@ def _setting(row: dict[str, str], rates: dict[str, str]) -> str:
 
 def probe_rate(rows: Sequence[dict[str, str]], arm: str) -> str:
     """The learning rate of an arm's probe with the highest Dice of validation people, over data sets and draws."""
-    found: dict[str, dict[str, list[float]]] = {}
+    dice: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if (row["figure"], row["people"], row["arm"]) == ("linear_dice", "validation", arm):
-            found.setdefault(row["setting"], {}).setdefault(row["data"], []).append(float(row["value"]))
-    return max(found, key=lambda s: statistics.fmean(map(statistics.fmean, found[s].values())), default="")
+            dice.setdefault(row["setting"], {}).setdefault(row["data"], []).append(float(row["value"]))
+    return max(dice, key=lambda s: statistics.fmean(map(statistics.fmean, dice[s].values())), default="")
 
 
 if __name__ == "__main__":

@@ -148,15 +148,16 @@ def tables(rows: Sequence[dict[str, str]]) -> list[str]:
              for data in datasets]
     parts += [("compare", data, fraction, ["plain"], ARMS) for data in datasets for fraction in FRACTIONS]
     for stage, data, fraction, controls, labels in parts:
-        held = [row for row in rows if (row["stage"], row["data"], row["fraction"]) == (stage, data, f"{fraction:g}")]
-        shown = {arm: label for arm, label in labels.items() if any(row["arm"] == arm for row in held)}
+        wanted = (stage, data, f"{fraction:g}")
+        of_part = [row for row in rows if (row["stage"], row["data"], row["fraction"]) == wanted]
+        shown = {arm: label for arm, label in labels.items() if any(row["arm"] == arm for row in of_part)}
         if not shown:
             continue
-        people, draws = held[0]["people"], len({row["draw"] for row in held})
+        people, draws = of_part[0]["people"], len({row["draw"] for row in of_part})
         lines += [f"{data}, {fraction:.0%} of the labels, {people} people, {draws} draws:", ""]
-        lines += [*means(held, shown, FIGURES), ""]
-        found, values = differences(held, shown, [name for name in controls if name in shown], FIGURES)
-        lines, cells = [*lines, *found, ""], [*cells, *values]
+        lines += [*means(of_part, shown, FIGURES), ""]
+        rows_of_table, values = differences(of_part, shown, [name for name in controls if name in shown], FIGURES)
+        lines, cells = [*lines, *rows_of_table, ""], [*cells, *values]
     return [*lines, counted(cells)] if cells else ["No run is committed yet."]
 
 

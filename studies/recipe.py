@@ -187,11 +187,11 @@ def tables(rows: list[dict[str, str]], bundle: str) -> list[str]:
     cells = []
     for people in dict.fromkeys(row["people"] for row in kept):
         for data in datasets:
-            held = [row for row in kept if (row["people"], row["data"]) == (people, data)]
-            arms = {start: LABELS[start] for start in starts if any(row["start"] == start for row in held)}
+            of_part = [row for row in kept if (row["people"], row["data"]) == (people, data)]
+            arms = {start: LABELS[start] for start in starts if any(row["start"] == start for row in of_part)}
             controls = [start for start in STARTS[:2] if start in arms]
-            found, values = differences(held, arms, controls, {"dice": f"{data}, {people} people"})
-            lines, cells = [*lines, *found, ""], [*cells, *values]
+            rows_of_table, values = differences(of_part, arms, controls, {"dice": f"{data}, {people} people"})
+            lines, cells = [*lines, *rows_of_table, ""], [*cells, *values]
     return [*lines, counted(cells)]
 
 

@@ -39,7 +39,7 @@ def means(rows: Sequence[Row], arms: Mapping[str, str], columns: Mapping[str, st
     lines = ["| | " + " | ".join(columns.values()) + " |", "|---" * (1 + len(columns)) + "|"]
     for arm, label in arms.items():
         values = [list(by_draw(rows, column, arm=arm, **wanted).values()) for column in columns]
-        lines.append(f"| {label} | " + " | ".join(interval(found) for found in values) + " |")
+        lines.append(f"| {label} | " + " | ".join(interval(column) for column in values) + " |")
     return lines
 
 

@@ -92,8 +92,8 @@ class PDCRLoss(TermLoss):
                 "PDCRLoss needs the prediction and its taps: set train::inferer to medcl_monai.FeatureTaps "
                 "(a sliding-window inferer in training would keep one window's maps)"
             )
-        found = self.segmentation(output["pred"], target)
-        terms = {"segmentation": found} if isinstance(found, Tensor) else dict(found)
+        segmentation = self.segmentation(output["pred"], target)
+        terms = {"segmentation": segmentation} if isinstance(segmentation, Tensor) else dict(segmentation)
         if not self.contrasts:
             return terms
         maps = self._maps(output)

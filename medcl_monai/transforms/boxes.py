@@ -121,7 +121,7 @@ class LabelBoxes:
             if large := [side for side, extent in zip(entry, label_size, strict=True) if side > extent]:
                 raise ValueError(f"LabelBoxes: box side {large[0]} is larger than the label {tuple(label_size)}")
         by_axis = zip(places, size, label_size, zip(*sides, strict=True), strict=True)
-        return [box_bounds(cells, own, extent, side, self.centre) for cells, own, extent, side in by_axis]
+        return [box_bounds(*of_axis, self.centre) for of_axis in by_axis]
 
     def _smallest(self, name: str, axes: int) -> int:
         volumes = [math.prod(_per_axis(entry, axes)) for entry in self.sides[name]]
