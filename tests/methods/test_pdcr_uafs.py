@@ -14,6 +14,7 @@ from monai.networks.nets import BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
 from medcl_monai import (
+    JCL,
     Checkpoints,
     FeatureTaps,
     FrozenEncoder,
@@ -419,6 +420,18 @@ def test_weights_of_a_basic_unet_start_the_network_and_the_report_names_the_rest
     assert "head.weight" in report.listing()
     network.final_conv.load_state_dict(source.final_conv.state_dict())
     assert torch.equal(network(image), source(image))  # gates are closed: the same function
+
+
+def test_weights_of_jcl_start_a_network_of_the_same_features(tmp_path):
+    settings = {"features": (16, 32, 64, 128, 256, 16), "norm": "batch", "act": ("LeakyReLU", {"inplace": True})}
+    pretraining = JCL(BasicUNet(2, 1, 2, **settings))
+    weights = {name: pretraining.backbone.state_dict()[name] for name in pretraining.shared_parts()}
+    torch.save(weights, tmp_path / "pretrained.pt")
+    network = insert_uafs(BasicUNet(2, 1, CLASSES, **settings), SITES)
+    report = load_pretrained(tmp_path / "pretrained.pt", network, 0.9)
+    assert set(report.carried) == set(weights)
+    assert report.unused == report.reshaped == ()
+    assert [name for name in report.missing if ".uafs." in name]
 
 
 def test_a_plain_network_that_loads_a_selected_one_is_told_what_it_loses(tmp_path):
