@@ -77,3 +77,35 @@ def test_the_demo_and_the_defaults_are_what_the_starts_chose():
         chosen = recipe.choice(rows, bundle, "pretrained")
         assert (train["learning_rate"], train["carried_lr_scale"]) == chosen
         assert demo["arms"]["scratch"]["pretrained"] == "none"
+
+
+def test_the_page_of_pdcr_and_uafs_shows_the_committed_results_and_the_default_is_what_the_sweep_prefers():
+    import json
+
+    import pdcr_uafs
+
+    rows = pdcr_uafs.read_rows(pdcr_uafs.RESULTS)
+    assert between(pdcr_uafs.PAGE, "studies/pdcr_uafs.py") == "\n".join(pdcr_uafs.tables(rows))
+    form, weight = pdcr_uafs.CELLS[pdcr_uafs.preferred(rows)]
+    train = json.loads((ROOT / "bundles" / "pdcr_uafs" / "configs" / "train.json").read_text(encoding="utf-8"))
+    assert train["loss"]["pair_loss"] == pdcr_uafs.FORMS[form]
+    assert train["loss"]["intra_weight"] == weight
+    assert len(pdcr_uafs.DRAWS) >= 3
+
+
+def test_a_setting_replaces_the_default_only_if_it_is_clearly_better():
+    import pdcr_uafs
+
+    def sweep(gain):
+        draws = [(data, draw) for data in ("a", "b") for draw in range(3)]
+        base = {key: 0.6 + 0.01 * key[1] for key in draws}
+        return [
+            {"stage": "sweep", "arm": arm, "data": data, "draw": str(draw), "dice": str(base[data, draw] + change[draw])}
+            for arm, change in {"plain": [0] * 3, **dict.fromkeys(pdcr_uafs.CELLS, [0] * 3), "pdcr 0.1": gain}.items()
+            for data, draw in draws
+        ]
+
+    assert pdcr_uafs.preferred(sweep([0.05, 0.04, 0.05])) == "pdcr 0.1"
+    assert pdcr_uafs.preferred(sweep([0.3, -0.1, 0.0])) == pdcr_uafs.DEFAULT
+    with pytest.raises(ValueError, match="the sweep is not complete"):
+        pdcr_uafs.preferred(sweep([0, 0, 0])[:5])
