@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fire
+import numpy as np
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
 from recipe import work_folder
 from tables import counted, differences, means, replace_between
@@ -127,7 +128,7 @@ def preferred(rows: Sequence[dict[str, str]]) -> str:
     better = {}
     for cell in CELLS:
         pairs = [value - dice[DEFAULT, *key[1:]] for key, value in dice.items() if key[0] == cell]
-        if cell != DEFAULT and t_interval(pairs)[1] > 0:
+        if cell != DEFAULT and t_interval(np.array(pairs))[1] > 0:
             better[cell] = statistics.fmean(pairs)
     return max(better, key=better.get, default=DEFAULT)
 

@@ -99,8 +99,9 @@ def test_a_setting_replaces_the_default_only_if_it_is_clearly_better():
     def sweep(gain):
         draws = [(data, draw) for data in ("a", "b") for draw in range(3)]
         base = {key: 0.6 + 0.01 * key[1] for key in draws}
+        sweep = {"stage": "sweep"}
         return [
-            {"stage": "sweep", "arm": arm, "data": data, "draw": str(draw), "dice": str(base[data, draw] + change[draw])}
+            {**sweep, "arm": arm, "data": data, "draw": str(draw), "dice": str(base[data, draw] + change[draw])}
             for arm, change in {"plain": [0] * 3, **dict.fromkeys(pdcr_uafs.CELLS, [0] * 3), "pdcr 0.1": gain}.items()
             for data, draw in draws
         ]
