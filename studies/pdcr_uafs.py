@@ -95,7 +95,7 @@ def separation(bench: Bench, start: str, draw: int, model: Path, people: str, kn
 
     from medcl_monai import FeatureTaps
     from medcl_monai.handlers.pdcr_figures import foreground_background_cosine
-    from medcl_monai.methods.pdcr_uafs import cell_embeddings
+    from medcl_monai.losses.pdcr import cell_embeddings
 
     parser = bench.parser(start, draw, "train.json")
     for name, value in knobs.items():

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from medcl_monai.diagnostics.pictures import affinity_picture, confidence_picture
 from medcl_monai.engines.batches import detached
 from medcl_monai.knobs import knob_types
-from medcl_monai.losses.pdcr import affinity
-from medcl_monai.methods.pdcr_uafs import PDCRLoss, cell_embeddings
+from medcl_monai.losses.pdcr import affinity, cell_embeddings
 from medcl_monai.networks.uafs import UAFS
-from medcl_monai.transforms.boxes import Cells
+from medcl_monai.transforms.boxes import Cells, LabelBoxes
 
 
 class PDCRFigures:
@@ -37,7 +36,7 @@ class PDCRFigures:
         samples: number of samples whose confidence maps are drawn, at least 1.
 
     Raises:
-        ValueError: a number is below 1; at the start of a run: the loss is not a `PDCRLoss`.
+        ValueError: a number is below 1; at the start of a run: the loss has no `LabelBoxes` as its ``boxes``.
     """
 
     @knob_types
@@ -53,8 +52,9 @@ class PDCRFigures:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._look)
 
     def _check(self, engine: Engine) -> None:
-        if not isinstance(engine.loss_function, PDCRLoss):
-            raise ValueError(f"PDCRFigures: the loss must be a PDCRLoss, got {type(engine.loss_function).__name__}")
+        loss = engine.loss_function
+        if not isinstance(getattr(loss, "boxes", None), LabelBoxes):
+            raise ValueError(f"PDCRFigures: the loss must have label boxes, as PDCRLoss has; got {type(loss).__name__}")
 
     def _look(self, engine: Engine) -> None:
         if not engine.ends_step() or engine.state.optimizer_steps % self.interval:

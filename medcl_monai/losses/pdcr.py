@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from medcl_monai.distributed import total, world_size
@@ -11,6 +11,15 @@ from medcl_monai.precision import full_precision
 
 FAR = -1e9  # logit of a cell that does not count
 LEAST_DIVERGENCE = 1e-6  # cells that differ by less are alike: rounding of shares stays below
+
+
+@full_precision
+def cell_embeddings(
+    feature_map: Float[Tensor, "batch channels *size"], index: Integer[Tensor, "batch cells"]
+) -> Float[Tensor, "batch cells channels"]:
+    """Return the channel vectors of cells of a map, in fp32 at least."""
+    places = index[:, None].expand(-1, feature_map.shape[1], -1)
+    return feature_map.flatten(2).gather(2, places).mT
 
 
 @full_precision

@@ -7,12 +7,12 @@ Li et al. 2022, https://arxiv.org/abs/2201.08779. The network is a MONAI segment
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from medcl_monai.knobs import knob_types
 from medcl_monai.losses.cosine import check_temperature
-from medcl_monai.losses.pdcr import affinity, pdcr
+from medcl_monai.losses.pdcr import affinity, cell_embeddings, pdcr
 from medcl_monai.losses.terms import TermLoss
 from medcl_monai.precision import full_precision
 from medcl_monai.transforms.boxes import Cells, LabelBoxes
@@ -144,15 +144,6 @@ class PDCRLoss(TermLoss):
             z_1, z_2 = centred(z_1, cells_1.valid.any(1)), centred(z_2, cells_2.valid.any(1))
         agreement = affinity(cells_1.shares, cells_2.shares)
         return self.pair_loss(z_1, z_2, agreement, self.temperature, cells_1.valid, cells_2.valid)
-
-
-@full_precision
-def cell_embeddings(
-    feature_map: Float[Tensor, "batch channels *size"], index: Integer[Tensor, "batch cells"]
-) -> Float[Tensor, "batch cells channels"]:
-    """Return the channel vectors of cells of a map, in fp32 at least."""
-    places = index[:, None].expand(-1, feature_map.shape[1], -1)
-    return feature_map.flatten(2).gather(2, places).mT
 
 
 def centred(

@@ -82,7 +82,7 @@ def test_a_loss_of_another_kind_and_numbers_below_one_are_refused(batch):
         def forward(self, output, target):
             return output["pred"].mean()
 
-    with pytest.raises(ValueError, match="the loss must be a PDCRLoss, got Plain"):
+    with pytest.raises(ValueError, match="the loss must have label boxes, as PDCRLoss has; got Plain"):
         run(batch, [PDCRFigures(1)], loss=Plain())
     with pytest.raises(ValueError, match="must be at least 1, got 0 and 3"):
         PDCRFigures(0)

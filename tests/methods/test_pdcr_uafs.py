@@ -33,7 +33,8 @@ from medcl_monai import (
 )
 from medcl_monai.handlers.collapse import terms_of_equal_embeddings
 from medcl_monai.handlers.pdcr_figures import foreground_background_cosine
-from medcl_monai.methods.pdcr_uafs import cell_embeddings, centred
+from medcl_monai.losses.pdcr import cell_embeddings
+from medcl_monai.methods.pdcr_uafs import centred
 
 CLASSES, SIDES = 3, [5, 7, 9]
 GROUP = ("group", {"num_groups": 4})
