@@ -1,6 +1,5 @@
 """Segmentation of whole volumes, slice by slice or window by window, and training that reads inner maps."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
@@ -8,8 +7,8 @@ from torch import Tensor, nn
 
 from medcl_monai.distributed import bare
 from medcl_monai.knobs import knob_types
-
-PREDICTION = "pred"
+from medcl_monai.networks.modules import module_named
+from medcl_monai.transforms.postprocessing import PREDICTION
 
 
 class SegmentationInferer(Inferer):
@@ -119,12 +118,8 @@ class FeatureTaps(Inferer):
         return {PREDICTION: prediction, **{name: output for name, (output,) in maps.items()}}
 
     def _tapped(self, network: nn.Module) -> dict[str, nn.Module]:
-        modules = dict(_uncompiled(bare(_uncompiled(network))).named_modules())
-        for name in self.names:
-            if name not in modules:
-                near = difflib.get_close_matches(name, list(modules), n=4, cutoff=0.0)
-                raise ValueError(f"FeatureTaps: the network has no module {name!r}; nearest: {near}")
-        return {name: modules[name] for name in self.names}
+        segmenter = _uncompiled(bare(_uncompiled(network)))
+        return {name: module_named(segmenter, name, "FeatureTaps") for name in self.names}
 
 
 def _uncompiled(network: nn.Module) -> nn.Module:

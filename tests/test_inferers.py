@@ -85,7 +85,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["sharde"], r"no module 'sharde'; nearest: \['shared'"),
+        (["sharde"], r"no module 'sharde'; nearest: 'shared'"),
         (["shared"], "'shared' gave 2 outputs"),
         (["idle"], "'idle' gave no output in this forward pass"),
     ],

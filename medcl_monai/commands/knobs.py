@@ -10,6 +10,7 @@ from medcl_monai.bundles import COMPLETE, bundle_folder
 from medcl_monai.overrides import RULED, target_of
 
 METHOD = ("network_def", "views", "loss", "parameters", "optimizer")  # components whose literal arguments are knobs
+WRITTEN_ALONE = {"parameters"}  # what a config leaves out here is an object, or has no effect without one
 PLUMBING = {"_desc_", "imports", "num_classes"}
 
 
@@ -86,7 +87,7 @@ def arguments_of(name: str, component: Mapping[str, object]) -> Iterator[Knob]:
             yield Knob(f"{name}::{key}", shown(value), meanings.get(key, ""), library=library)
     for key, parameter in inspect.signature(target).parameters.items():
         optional = key not in component and parameter.default is not parameter.empty
-        if optional and key in meanings and name != "parameters" and f"{name}::{key}" not in RULED:
+        if optional and key in meanings and name not in WRITTEN_ALONE and f"{name}::{key}" not in RULED:
             yield Knob(f"{name}::{key}", shown(parameter.default), meanings[key], False, library)
 
 

@@ -174,6 +174,10 @@ class TrainingLoop(SupervisedTrainer, ABC):
         """Return whether the current iteration is the last batch of its optimiser step."""
         return self.state.iteration % self.accumulation == 0
 
+    def due(self, interval: int) -> bool:
+        """Return whether the current iteration ends the first optimiser step, or an `interval`-th step after it."""
+        return self.ends_step() and self.state.optimizer_steps % interval == 0
+
     def check_finite(self) -> None:
         """Raise a ValueError that names the step and the terms, if a loss since the last check was not finite."""
         unchecked, self._unchecked = self._unchecked, []

@@ -133,7 +133,7 @@ class CollapseMonitor:
         if not engine.ends_step():
             return
         (current,) = engine.state.output
-        due = engine.state.optimizer_steps % self.interval == 0
+        due = engine.due(self.interval)
         self._compare(engine, current, due)
         for key in self.keys:
             if isinstance(current["output"].get(key), Tensor):

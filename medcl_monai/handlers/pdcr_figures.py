@@ -57,7 +57,7 @@ class PDCRFigures:
             raise ValueError(f"PDCRFigures: the loss must have label boxes, as PDCRLoss has; got {type(loss).__name__}")
 
     def _look(self, engine: Engine) -> None:
-        if not engine.ends_step() or engine.state.optimizer_steps % self.interval:
+        if not engine.due(self.interval):
             return
         (current,) = engine.state.output
         with torch.no_grad(), torch.random.fork_rng():  # drawn cells must not move the random numbers of training

@@ -28,7 +28,7 @@ class ViewsPicture:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:
-        if not engine.ends_step() or engine.state.optimizer_steps % self.interval:
+        if not engine.due(self.interval):
             return
         views = engine.state.output[0]["views"]
         images = {name: view[: self.samples, 0] for name, view in views.items() if view.ndim > 2}

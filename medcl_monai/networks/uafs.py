@@ -1,6 +1,5 @@
 """Uncertainty-aware feature selection: a block that weights the cells of a map by the block's own confidence."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from medcl_monai.knobs import knob_types
+from medcl_monai.networks.modules import module_named
 
 NAME = "uafs"  # of the block within the module that it follows
 GROUPS = 4
@@ -133,7 +133,7 @@ def insert_uafs(
     """
     if len(set(sites)) != len(sites):
         raise ValueError(f"insert_uafs: a site is named twice: {list(sites)}")
-    chosen = {site: _module(network, site) for site in sites}
+    chosen = {site: module_named(network, site, "insert_uafs") for site in sites}
     convolutions = {site: _last_convolution(module) for site, module in chosen.items()}
     for site, module in chosen.items():
         if convolutions[site] is None:
@@ -148,14 +148,6 @@ def insert_uafs(
         if type(module).forward is not nn.Sequential.forward:  # which runs its new last child without a hook
             module.register_forward_hook(select)
     return network
-
-
-def _module(network: nn.Module, name: str) -> nn.Module:
-    modules = dict(network.named_modules())
-    if name not in modules or not name:
-        near = difflib.get_close_matches(name, list(modules), n=4, cutoff=0.0)
-        raise ValueError(f"insert_uafs: the network has no module {name!r}; nearest: {', '.join(map(repr, near))}")
-    return modules[name]
 
 
 def _last_convolution(module: nn.Module) -> nn.Module | None:

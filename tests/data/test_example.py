@@ -32,9 +32,9 @@ def test_the_template_is_exact_and_symmetric():
 def test_a_subject_depends_on_its_number_and_the_population_s_seed_alone():
     np.random.seed(1)  # noqa: NPY002 - the global state must not matter
     first = example_subject(3, spacing=4.0)
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    state = np.random.get_state()[1].copy()  # noqa: NPY002 - as above
     again = example_subject(3, spacing=4.0)
-    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002 - as above
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.label, again.label)
     others = [example_subject(number, seed, 4.0) for number, seed in ((4, 0), (3, 1), (1, 0), (0, 1))]
