@@ -128,14 +128,17 @@ def one_test(bundle: str, data: str, start: str, draw: int, rate: float, scale: 
     })
 
 
-def choice(rows: list[dict[str, str]], bundle: str, start: str) -> tuple[float, float]:
+def choice(
+    rows: list[dict[str, str]], bundle: str, start: str, scales: tuple[float, ...] = SCALES
+) -> tuple[float, float]:
     """Rate and scale with the highest Dice of validation people: mean over draws, then over data sets; ties: the first.
 
     Only draws that every cell has are compared. Rows of test people are not read.
     """
     cells: dict[tuple[float, float], dict[tuple[str, str], float]] = {}
     for row in rows:
-        if (row["bundle"], row["start"], row["people"]) == (bundle, start, "validation"):
+        known = (row["bundle"], row["start"], row["people"]) == (bundle, start, "validation")
+        if known and float(row["scale"]) in scales:
             cell = cells.setdefault((float(row["rate"]), float(row["scale"])), {})
             cell[row["data"], row["draw"]] = float(row["dice"])
     common = sorted(set.intersection(*map(set, cells.values()))) if cells else []
@@ -192,7 +195,8 @@ def tables(rows: list[dict[str, str]], bundle: str) -> list[str]:
             controls = [start for start in STARTS[:2] if start in arms]
             rows_of_table, values = differences(of_part, arms, controls, {"dice": f"{data}, {people} people"})
             lines, cells = [*lines, *rows_of_table, ""], [*cells, *values]
-    return [*lines, counted(cells)]
+    single = choice(rows, bundle, "scratch", scales=(1.0,))[0]
+    return [*lines, f"Of the cells with one rate (scale 1), scratch chooses {single:g}.", "", counted(cells)]
 
 
 def _line(first: str, others: list[str]) -> str:

@@ -19,9 +19,9 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """Group parameters for an optimiser: first the carried parameters, then all others, then the loss's parameters.
 
-    A carried parameter is a parameter that `load_pretrained` copied from a weights file; its learning rate is
-    `learning_rate` times `carried_lr_scale`. A network that starts from scratch has no carried parameters, so all of
-    its parameters have one learning rate, whatever the scale.
+    A carried parameter is a parameter that the report of `load_pretrained` names as carried from a weights file; its
+    learning rate is `learning_rate` times `carried_lr_scale`. A network that starts from scratch has no carried
+    parameters, so all of its parameters have one learning rate, whatever the scale.
 
     Args:
         network: the network, plain or wrapped in DistributedDataParallel.

@@ -30,6 +30,7 @@ class Transfer:
         missing: names that the file lacks; the network keeps its own values.
         unused: names that only the file has.
         coverage: carried share of the network's elements, 0 to 1.
+        copied: False: the carried tensors were only named, and the network keeps its own values.
     """
 
     carried: tuple[str, ...]
@@ -37,10 +38,12 @@ class Transfer:
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     coverage: float
+    copied: bool = True
 
     def __str__(self) -> str:
         counts = (f"{len(getattr(self, part))} {part}" for part in PARTS)
-        return f"{', '.join(counts)}; {self.coverage:.2%} of the network's elements"
+        only_named = "" if self.copied else "; no value was copied"
+        return f"{', '.join(counts)}; {self.coverage:.2%} of the network's elements{only_named}"
 
     def listing(self) -> str:
         """The counts, then the name of every tensor, part by part."""
@@ -55,6 +58,7 @@ def load_pretrained(
     coverage: float = 0.5,
     keep: Sequence[str] | None = None,
     layout: Callable | Sequence[Callable] = (),
+    copy: bool = True,
 ) -> Transfer:
     """Copy into a network every tensor of a file that the network has by the same name and shape.
 
@@ -67,6 +71,8 @@ def load_pretrained(
         keep: prefixes of the names that are taken from the file; None takes all names.
         layout: brings weights of another layout to the network's names, given the weights and the network's own
             tensors, as `residual_encoder` does; several layouts are applied in order.
+        copy: whether values are copied; False: the control of a comparison, whose network keeps its own values while
+            its report, and so its learning rates, are those of the file.
 
     Returns:
         The report. Its names are logged too.
@@ -85,13 +91,14 @@ def load_pretrained(
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
     if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{path} is not loaded: its tensor {bad[0]!r} ({len(bad)} in all) is not finite")
-    report, fitting = compare(weights, tensors)
+    report, fitting = compare(weights, tensors, copy)
     if path is not None and (report.coverage < coverage or not fitting):
         raise ValueError(
             f"{path} (first tensor {next(iter(weights), None)!r}, the network's {next(iter(tensors))!r}): {report}, "
             f"at least {coverage:.0%} asked for (coverage)"
         )
-    network.load_state_dict(fitting, strict=False)
+    if copy:
+        network.load_state_dict(fitting, strict=False)
     logger.info("weights %s: %s", path, report) if path is not None else logger.info("from scratch: no weights loaded")
     for part in PARTS if path is not None else ():
         if getattr(report, part):
@@ -100,7 +107,7 @@ def load_pretrained(
 
 
 def compare(
-    weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], copied: bool = True
 ) -> tuple[Transfer, dict[str, torch.Tensor]]:
     """The report on weights and a network's own tensors, and those of the weights that fit."""
     fitting = {name: value for name, value in weights.items() if name in tensors and tensors[name].shape == value.shape}
@@ -111,6 +118,7 @@ def compare(
         missing=tuple(name for name in tensors if name not in weights),
         unused=tuple(name for name in weights if name not in tensors),
         coverage=sum(tensors[name].numel() for name in fitting) / elements,
+        copied=copied,
     )
     return report, fitting
 

@@ -11,10 +11,10 @@ from medcl_monai.transfer.load import Transfer
 def start_at_log_shares(
     network: nn.Module, layer: str, shares: Float[Tensor, " classes"], transfer: Transfer
 ) -> None:
-    """Set the bias of the output layer to the log of the class shares, unless `transfer` carried the bias.
+    """Set the bias of the output layer to the log of the class shares, unless `transfer` copied the bias.
 
     The softmax of the new bias equals the class shares, so training need not first learn that most voxels are
-    background. If `transfer` carried the bias from a file, the bias stays as it is: a segmenter that was loaded whole
+    background. If `transfer` copied the bias from a file, the bias stays as it is: a segmenter that was loaded whole
     needs no new bias.
 
     Args:
@@ -39,5 +39,5 @@ def start_at_log_shares(
             f"{type(network).__name__}: layer {layer!r} is no output convolution with a bias and {len(shares)} "
             f"channels; these are: {known}"
         )
-    if f"{layer}.bias" not in transfer.carried:
+    if not transfer.copied or f"{layer}.bias" not in transfer.carried:
         output.bias.copy_(shares.log())

@@ -22,7 +22,7 @@ SCHEMA_HASH = "cd64aa8a5904426f6fc6855dabe46af8c742d5bad644b4e9cfb78ebad09ad678"
 NEW_IDS = {"statistics"}  # of an overlay, that its base lacks
 ONLY_PRETRAIN = {"view_size", "initial_weights", "monitor_interval", "coverage"}
 ONLY_TRAIN = {
-    "structures", "roi_size", "label_fraction", "pretrained", "coverage", "empty_slice_weight",
+    "structures", "roi_size", "label_fraction", "pretrained", "copy_pretrained", "coverage", "empty_slice_weight",
     "class_weight_power", "val_interval", "encoder_prefixes", "carried_lr_scale", "freeze_encoder_epochs", "model_file",
 }
 

@@ -233,6 +233,22 @@ def test_carried_tensors_learn_at_the_scaled_rate(trained, run, tiny, training_k
     assert (slow["lr"], full["lr"]) == (pytest.approx(0.001), 0.01)
 
 
+@pytest.mark.usefixtures("pre_trains")
+def test_the_control_without_copies_has_the_rates_of_the_weights_and_the_values_of_scratch(
+    trained, run, tiny, training_knobs
+):
+    arms = {"weights": {}, "control": {"copy_pretrained": False}, "scratch": {"pretrained": "none"}}
+    knobs = {**training_knobs, "carried_lr_scale": 0.1}
+    networks, rates = {}, {}
+    for name, arm in arms.items():
+        parser = run(trained, "train.json", only_parse=True, **knobs, **arm).parser
+        networks[name] = parser.get_parsed_content("network").state_dict()  # at once: the run before set the seed
+        groups = parser.get_parsed_content("optimizer").param_groups
+        rates[name] = [(group["lr"], [value.shape for value in group["params"]]) for group in groups]
+    assert all(torch.equal(value, networks["scratch"][name]) for name, value in networks["control"].items())
+    assert rates["control"] == rates["weights"] != rates["scratch"]
+
+
 @pytest.mark.parametrize("pretrained", [{}, {"pretrained": "none"}], ids=["weights", "random"])
 def test_a_linear_probe_reads_an_encoder_with_statistics(trained, run, tiny, training_knobs, pretrained, tmp_path):
     """Those of the weights, or of unlabelled slices for a random encoder: else its features vanish."""

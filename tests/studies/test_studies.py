@@ -76,7 +76,10 @@ def test_the_demo_and_the_defaults_are_what_the_starts_chose():
         train, demo = (json.loads((configs / name).read_text(encoding="utf-8")) for name in ("train.json", "demo.json"))
         chosen = recipe.choice(rows, bundle, "pretrained")
         assert (train["learning_rate"], train["carried_lr_scale"]) == chosen
-        assert demo["arms"]["scratch"]["pretrained"] == "none"
+        scratch = demo["arms"].pop("scratch")
+        assert scratch == {"pretrained": "none", "learning_rate": recipe.choice(rows, bundle, "scratch", (1.0,))[0]}
+        same_rates = {"random weights": {"copy_pretrained": False}}
+        assert demo["arms"] == {"pre-trained": {}} | ({} if chosen[1] == 1 else same_rates)
 
 
 def test_the_page_of_pdcr_and_uafs_shows_the_committed_results_and_the_default_is_what_the_sweep_prefers():

@@ -49,6 +49,19 @@ def test_from_scratch_carries_nothing_and_a_missing_file_names_both_ways_out(une
         load_pretrained(tmp_path / "gone.pt", unet())
 
 
+def test_a_control_has_the_report_of_the_weights_and_its_own_values(shared, unet):
+    path, _ = shared
+    network = unet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    report = load_pretrained(path, network, 0.9, copy=False)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    copied = load_pretrained(path, network, 0.9)
+    assert (report.carried, report.missing, report.coverage) == (copied.carried, copied.missing, copied.coverage)
+    assert str(report) == f"{copied}; no value was copied"
+    with pytest.raises(ValueError, match="at least 99% asked for"):
+        load_pretrained(path, network, 0.99, copy=False)
+
+
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(names=st.sets(st.sampled_from(["0.weight", "0.bias", "1.weight", "1.bias", "odd"])), wrong=st.booleans())
 def test_carried_reshaped_and_missing_are_the_network(tmp_path_factory, names, wrong):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -33,6 +35,8 @@ def test_an_output_layer_that_was_carried_stays_as_it_is(unet):
     carried = Transfer(("final_conv.weight", "final_conv.bias"), (), (), (), 0.1)
     start_at_log_shares(network, "final_conv", torch.tensor([0.9, 0.08, 0.02]), carried)
     assert torch.equal(network.final_conv.bias, before)
+    start_at_log_shares(network, "final_conv", torch.tensor([0.9, 0.08, 0.02]), replace(carried, copied=False))
+    torch.testing.assert_close(network.final_conv.bias.softmax(0), torch.tensor([0.9, 0.08, 0.02]))
 
 
 def test_shares_and_layers_that_do_not_fit_are_named(unet):
