@@ -27,6 +27,7 @@ from medcl_monai.inferers import FeatureTaps, SegmentationInferer
 from medcl_monai.losses.covariance import CovarianceLoss, covariance_penalty
 from medcl_monai.losses.infonce import QueueInfoNCELoss, queue_infonce
 from medcl_monai.losses.local import LocalInfoNCELoss, local_infonce, match_by_feature, match_by_location
+from medcl_monai.losses.mocov3 import MoCoV3Loss, mocov3
 from medcl_monai.losses.ntxent import NTXentLoss, ntxent
 from medcl_monai.losses.pdcr import affinity, balanced_pdcr, pdcr
 from medcl_monai.losses.positional import PositionalContrastiveLoss, positional_contrast
@@ -39,17 +40,21 @@ from medcl_monai.methods.jcl import JCL, JCLLoss, JCLViews
 from medcl_monai.methods.pdcr_uafs import PDCRLoss
 from medcl_monai.networks import dynunet, flexible_unet, plain_unet, segresnet, swin  # noqa: F401 - cases of encode
 from medcl_monai.networks.encode import decode, encode, encoder_widths
+from medcl_monai.networks.merging import LegacyPatchMerging
 from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy
 from medcl_monai.networks.probe import LinearProbe
 from medcl_monai.networks.statistics import compute_statistics
+from medcl_monai.networks.swin_unet import SwinUNet, SwinUNet2D, SwinUNet3D
 from medcl_monai.networks.uafs import UAFS, insert_uafs
 from medcl_monai.networks.unet import widths
 from medcl_monai.networks.whitening import WhitenZCA, inverse_root_eigh, inverse_root_newton
 from medcl_monai.overrides import check_command_line, check_overrides
 from medcl_monai.tracking.tracker import Tracker
+from medcl_monai.transfer.inflate import inflate
 from medcl_monai.transfer.layouts import residual_encoder
 from medcl_monai.transfer.load import Transfer, load_pretrained
 from medcl_monai.transfer.output_layer import start_at_log_shares
+from medcl_monai.transfer.swin import convert_swin, mirror_decoder
 from medcl_monai.transforms.augmentation import augmentation
 from medcl_monai.transforms.boxes import LabelBoxes, class_shares
 from medcl_monai.transforms.crop_views import CropViews
@@ -78,8 +83,10 @@ __all__ = [
     "JCLLoss",
     "JCLViews",
     "LabelBoxes",
+    "LegacyPatchMerging",
     "LinearProbe",
     "LocalInfoNCELoss",
+    "MoCoV3Loss",
     "MomentumCopy",
     "NTXentLoss",
     "PDCRFigures",
@@ -100,6 +107,9 @@ __all__ = [
     "Split",
     "StreamSampler",
     "SumOfLosses",
+    "SwinUNet",
+    "SwinUNet2D",
+    "SwinUNet3D",
     "TermLoss",
     "TotalLoss",
     "Tracker",
@@ -120,6 +130,7 @@ __all__ = [
     "class_shares",
     "class_weights",
     "compute_statistics",
+    "convert_swin",
     "cosine",
     "covariance_penalty",
     "decode",
@@ -131,6 +142,7 @@ __all__ = [
     "example_population",
     "find_volumes",
     "foreground_weights",
+    "inflate",
     "insert_uafs",
     "inverse_root_eigh",
     "inverse_root_newton",
@@ -142,6 +154,8 @@ __all__ = [
     "local_infonce",
     "match_by_feature",
     "match_by_location",
+    "mirror_decoder",
+    "mocov3",
     "ntxent",
     "parameter_groups",
     "pdcr",

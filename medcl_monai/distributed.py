@@ -90,6 +90,14 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x) if world_size() > 1 else x
 
 
+def first_row(x: Tensor) -> int:
+    """Return the place of this process's first row in the result of `gather`; without a group, 0."""
+    if world_size() == 1:
+        return 0
+    counts = gather(torch.tensor([len(x)], device=x.device))
+    return int(counts[: rank()].sum())
+
+
 def total(x: Tensor) -> Tensor:
     """Sum a tensor over all processes; the backward pass sums the gradient over all processes as well.
 

@@ -27,7 +27,8 @@ class SwinUNet(nn.Module):
         in_channels: number of channels of the images.
         out_channels: number of classes, background included.
         patch_size: side of a patch in pixels or voxels; each side of an image is a multiple of 8 patches.
-        embed_dim: number of channels of the first stage, a multiple of 32 or at most 32; each stage doubles the number.
+        embed_dim: number of channels of the first stage, which has max(1, embed_dim // 32) attention heads; each stage
+            doubles both numbers.
         depths: number of Swin blocks of each of the four stages; the decoder has the numbers of stages 3, 2 and 1.
         window_size: side of the attention windows, in patches of the stage.
         drop_path_rate: probability that the last block of the encoder is skipped in training, 0 up to 1; the
@@ -61,9 +62,9 @@ class SwinUNet(nn.Module):
                 f"{type(self).__name__}: spatial_dims must be 2 or 3, depths {STAGES} numbers from 1, patch_size and "
                 f"window_size at least 1; got {spatial_dims}, {tuple(depths)}, {patch_size} and {window_size}"
             )
-        if embed_dim < 2 or embed_dim % heads or not 0 <= drop_path_rate < 1:
+        if embed_dim < 1 or embed_dim % heads or not 0 <= drop_path_rate < 1:
             raise ValueError(
-                f"{type(self).__name__}: embed_dim {embed_dim} must be at most {HEAD_WIDTH} or a multiple of it, "
+                f"{type(self).__name__}: embed_dim {embed_dim} must be a multiple of its {heads} attention heads, "
                 f"drop_path_rate {drop_path_rate} 0 up to 1"
             )
         self.spatial_dims, self.patch_size, self.window_size = spatial_dims, patch_size, window_size
@@ -173,12 +174,12 @@ class PatchExpanding(nn.Module):
         return channels_first(self.norm(x.reshape(x.shape[0], *larger, x.shape[-1])))
 
 
-def channels_last(x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch *size_and_channels"]:
+def channels_last(x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch *size channels"]:
     """Move the channels to the end, where linear layers and layer norms work."""
     return x.permute(0, *range(2, x.ndim), 1)  # not movedim, of which the older ONNX exporter makes an invalid file
 
 
-def channels_first(x: Float[Tensor, "batch *size_and_channels"]) -> Float[Tensor, "batch channels *size"]:
+def channels_first(x: Float[Tensor, "batch *size channels"]) -> Float[Tensor, "batch channels *size"]:
     """Move the channels from the end to their place behind the batch."""
     return x.permute(0, x.ndim - 1, *range(1, x.ndim - 1))
 

@@ -3,7 +3,7 @@
 import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from medcl_monai.knobs import knob_types
 logger = logging.getLogger(__name__)
 
 
-PARTS = ("carried", "reshaped", "missing", "unused")
+PARTS = ("carried", "reshaped", "missing", "unused", "resized")
 WRAPPERS = ("state_dict", "model")  # under which other projects put the tensors of a network into a file
 
 
@@ -22,7 +22,7 @@ WRAPPERS = ("state_dict", "model")  # under which other projects put the tensors
 class Transfer:
     """What became of every tensor when weights were loaded into a network.
 
-    The network's own tensors fall into the first three parts.
+    The network's own tensors fall into the first three parts. `resized` names some of the carried tensors again.
 
     Attributes:
         carried: names of the tensors that the file has under the same name and in the same shape; they were copied.
@@ -31,6 +31,7 @@ class Transfer:
         unused: names that only the file has.
         coverage: carried share of the network's elements, 0 to 1.
         copied: False: the carried tensors were only named, and the network keeps its own values.
+        resized: names of those carried tensors whose values a layout interpolated to the network's shape.
     """
 
     carried: tuple[str, ...]
@@ -39,9 +40,10 @@ class Transfer:
     unused: tuple[str, ...]
     coverage: float
     copied: bool = True
+    resized: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        counts = (f"{len(getattr(self, part))} {part}" for part in PARTS)
+        counts = (f"{len(getattr(self, part))} {part}" for part in PARTS if part != "resized" or self.resized)
         only_named = "" if self.copied else "; no value was copied"
         return f"{', '.join(counts)}; {self.coverage:.2%} of the network's elements{only_named}"
 
@@ -49,6 +51,19 @@ class Transfer:
         """The counts, then the name of every tensor, part by part."""
         names = [f"{part}: {name}" for part in PARTS for name in getattr(self, part)]
         return "\n".join([str(self), *names])
+
+
+class Resized(dict):
+    """Tensors by name, as a layout returns them, with the names of those that it resized.
+
+    Args:
+        weights: the tensors.
+        resized: names of the tensors whose values were interpolated to another shape.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], resized: Sequence[str]) -> None:
+        super().__init__(weights)
+        self.resized = tuple(resized)
 
 
 @knob_types
@@ -85,13 +100,15 @@ def load_pretrained(
         raise ValueError(f"load_pretrained: coverage must be 0 to 1, got {coverage}")
     tensors = network.state_dict()
     weights = {} if path is None else read_weights(path)
-    layouts = [layout] if callable(layout) else layout
+    layouts, resized = [layout] if callable(layout) else layout, set()
     for rename in layouts if path is not None else ():
         weights = rename(weights, tensors)
+        resized |= set(getattr(weights, "resized", ()))
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
     if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{path} is not loaded: its tensor {bad[0]!r} ({len(bad)} in all) is not finite")
-    report, fitting = compare(weights, tensors, copy)
+    report, fitting = compare(weights, tensors)
+    report = replace(report, copied=copy, resized=tuple(name for name in report.carried if name in resized))
     if path is not None and (report.coverage < coverage or not fitting):
         raise ValueError(
             f"{path} (first tensor {next(iter(weights), None)!r}, the network's {next(iter(tensors))!r}): {report}, "
@@ -107,7 +124,7 @@ def load_pretrained(
 
 
 def compare(
-    weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], copied: bool = True
+    weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
 ) -> tuple[Transfer, dict[str, torch.Tensor]]:
     """The report on weights and a network's own tensors, and those of the weights that fit."""
     fitting = {name: value for name, value in weights.items() if name in tensors and tensors[name].shape == value.shape}
@@ -118,7 +135,6 @@ def compare(
         missing=tuple(name for name in tensors if name not in weights),
         unused=tuple(name for name in weights if name not in tensors),
         coverage=sum(tensors[name].numel() for name in fitting) / elements,
-        copied=copied,
     )
     return report, fitting
 

@@ -11,6 +11,7 @@ from monai.networks.nets.unet import CheckpointUNet
 from torch import Tensor, nn
 
 from medcl_monai.networks.encode import decode
+from medcl_monai.networks.swin_unet import SwinUNet
 
 HEADS = (1, 1, 2, 2)
 
@@ -107,6 +108,10 @@ BACKBONES = {
     "SwinTransformer": Backbone(
         lambda dims: SwinTransformer(1, 8, [4] * dims, [2] * dims, [1] * 4, HEADS, drop_rate=0.5, spatial_dims=dims),
         lambda network, maps, image: maps, (2, 2, 2, 2, 2),
+    ),
+    "SwinUNet": Backbone(
+        lambda dims: SwinUNet(dims, 1, 2, patch_size=2, embed_dim=8, depths=[1] * 4, window_size=2),
+        lambda network, maps, image: network.out(network.decoder.head(decode(network, maps))), (2, 2, 2, 2, 1),
     ),
     "SwinUNETR": Backbone(
         lambda dims: SwinUNETR(

@@ -53,7 +53,7 @@ def test_the_hidden_states_leave_the_transformer_as_its_stages_compute_them(dims
 
 
 def test_an_unknown_backbone_is_told_which_there_are():
-    known = "BasicUNet, DynUNet, FlexibleUNet, SegResNet, SwinTransformer, SwinUNETR, UNet"
+    known = "BasicUNet, DynUNet, FlexibleUNet, SegResNet, SwinTransformer, SwinUNETR, SwinUNet, UNet"
     stranger = nn.Linear(2, 2)
     with pytest.raises(TypeError, match=f"^encode: no case for Linear; there are {known}$"):
         encode(stranger, torch.zeros(2, 2))

@@ -1,0 +1,294 @@
+"""Swin weights of other projects under the names and in the shapes of MONAI's Swin networks."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medcl_monai.knobs import knob_types
+from medcl_monai.transfer.inflate import inflate
+from medcl_monai.transfer.load import Resized
+
+ENCODER = "swinViT."
+STEM, STEM_BIAS, TABLE = "patch_embed.proj.weight", "patch_embed.proj.bias", "relative_position_bias_table"
+ORDER_MARK = "legacy_order"  # buffer of LegacyPatchMerging
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
+INPUTS, ORDERS = ("unit", "z-score"), ("legacy", "present")
+LEGACY_LINE = '"downsample": {"_target_": "medcl_monai.LegacyPatchMerging", "_mode_": "callable"}'
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of one project.
+
+    Attributes:
+        title: what the layout is called in messages.
+        prefix: what may stand before the names, as a regular expression; other names are dropped if it stands there.
+        sign: beginning of names that only this layout has, behind the prefix.
+        rules: regular expressions and replacements, applied to each name in order; an empty name is dropped.
+        imagenet: whether the weights expect RGB with ImageNet's mean and deviation.
+        foreign: whether the file may have been trained in MONAI's legacy order of merging.
+    """
+
+    title: str
+    prefix: str
+    sign: str
+    rules: tuple[tuple[str, str | Callable], ...]
+    imagenet: bool = False
+    foreign: bool = True
+
+
+def _stage(shift: int) -> Callable[[re.Match], str]:
+    """Return the beginning of our names of a stage that the other project counts differently."""
+    return lambda match: f"{ENCODER}layers{int(match[1]) + shift}.0."
+
+
+BLOCKS = (r"^layers\.(\d)\.(?=blocks\.)", _stage(1))
+OWN_STEM = (r"^patch_embed\.", f"{ENCODER}patch_embed.")
+HEADS = (r"^(head|fc|rotation_\w+|contrast\w*|conv|projector|predictor)\..*", "")
+LAYOUTS = (
+    Layout(
+        "MONAI's SwinUNETR", r"(module\.)?(backbone\.)?", r"swin(ViT|_vit)\.",
+        ((r"^swin_vit\.", ENCODER), (r"^(head|rotation_\w+|contrast\w*|conv|proj_head)\..*", "")),
+    ),
+    Layout(
+        "SwinUNETR self-supervised, model_swinvit.pt", r"(module\.)?", r"layers1\.0\.blocks\.",
+        (OWN_STEM, (r"^layers(?=\d)", f"{ENCODER}layers"), (r"^norm\..*", ""), HEADS),
+    ),
+    Layout(
+        "SwinUNETR self-supervised, ssl_pretrained_weights.pth", "", r"encoder\.layers1\.0\.0\.",
+        (
+            (r"^encoder\.patch_embed\.", f"{ENCODER}patch_embed."),
+            (r"^encoder\.layers(\d)\.0\.0\.", lambda match: f"{ENCODER}layers{match[1]}.0."),
+            (r"^encoder\.(norm\.|mask_token).*", ""), (r"^out\..*", ""),
+        ),
+    ),
+    Layout(
+        "Microsoft's Swin", r"(module\.)?(base_encoder\.|encoder\.)?", r"layers\.0\.downsample\.",
+        (OWN_STEM, BLOCKS, (r"^layers\.(\d)\.(?=downsample\.)", _stage(1)), HEADS), imagenet=True,
+    ),
+    Layout(
+        "timm's Swin", r"(module\.)?", r"layers\.1\.downsample\.",  # behind Microsoft's, whose names it has too
+        (OWN_STEM, BLOCKS, (r"^layers\.(\d)\.(?=downsample\.)", _stage(0)), HEADS), imagenet=True,
+    ),
+    Layout(
+        "torchvision's Swin", r"(module\.)?", r"features\.0\.0\.",
+        (
+            (r"^features\.0\.0\.", f"{ENCODER}patch_embed.proj."),
+            (r"^features\.0\.2\.", f"{ENCODER}patch_embed.norm."),
+            (r"^features\.([1357])\.(\d)\.", lambda m: f"{ENCODER}layers{(int(m[1]) + 1) // 2}.0.blocks.{m[2]}."),
+            (r"^features\.([246])\.", lambda match: f"{ENCODER}layers{int(match[1]) // 2}.0.downsample."),
+            (r"\.mlp\.0\.", ".mlp.linear1."), (r"\.mlp\.3\.", ".mlp.linear2."), HEADS,
+        ),
+        imagenet=True,
+    ),
+)
+COMMON = ((r"\.mlp\.fc([12])\.", r".mlp.linear\1."), (r".*(attn_mask|relative_position_index)$", ""))
+
+
+@knob_types
+def convert_swin(
+    weights: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    inputs: str = "unit",
+    size: Sequence[int] | None = None,
+    resize_tables: bool = False,
+    merging: str | None = None,
+) -> dict[str, Tensor]:
+    """Bring Swin weights of a known layout to the names and shapes of a `SwinUNet`, a SwinUNETR or a SwinTransformer.
+
+    The layouts of Microsoft, timm and torchvision, of the self-supervised SwinUNETR files and of MONAI itself are known
+    by the names of the tensors. RGB weights for a grey network are summed over the colours. A patch of the file that is
+    larger than the network's is summed over cells, which equals the network on the enlarged image. Weights of a 2D
+    network are inflated for a 3D network (`inflate`). Every change but `resize_tables` is exact.
+
+    Args:
+        weights: tensors of the file, by name.
+        own: tensors of the network, by name.
+        inputs: intensities that the network reads: "unit" (0 to 1; ImageNet's mean and deviation are folded into the
+            first convolution) or "z-score" (mean 0, deviation 1; as ImageNet's weights expect, so nothing is folded).
+        size: size of the images that the network will read, in pixels or voxels: the windows must divide the grid of
+            every stage, or the tables of relative positions would be misread; None: not checked.
+        resize_tables: whether tables of another window are resized (bicubic) instead of left out.
+        merging: order of merging with which a 3D file was trained: "legacy" (MONAI up to 1.4) or "present"; None:
+            unknown, which is refused for files of other projects where the network has the present order.
+
+    Returns:
+        The tensors under the network's names, ready to load.
+
+    Raises:
+        ValueError: the layout is unknown, the file is of another width or of more axes than the network, the windows do
+            not divide a stage, or the order of merging is another or unknown.
+    """
+    if inputs not in INPUTS or merging not in (None, *ORDERS):
+        raise ValueError(
+            f"convert_swin: inputs must be one of {INPUTS}, merging None or one of {ORDERS}; "
+            f"got {inputs!r} and {merging!r}"
+        )
+    layout, found = _rename(weights)
+    home = ENCODER if f"{ENCODER}{STEM}" in own else ""
+    if not home:
+        found = {name.removeprefix(ENCODER): value for name, value in found.items()}
+    stem, ours = _stems(found, own, f"{home}{STEM}")
+    if ours.ndim == stem.ndim == 5:
+        _check_order(weights, own, layout, merging)
+    if size is not None:
+        _check_windows(own, size, ours.shape[-1])
+    stem, bias = _fold(stem, found.get(f"{home}{STEM_BIAS}"), layout.imagenet and inputs == "unit")
+    found[f"{home}{STEM}"] = _patches(_channels(stem, ours.shape[1]), ours.shape[-1])
+    if bias is not None:
+        found[f"{home}{STEM_BIAS}"] = bias
+    found = inflate(found, own)
+    return _tables(found, own) if resize_tables else found
+
+
+def mirror_decoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fill the Swin blocks of a `SwinUNet`'s decoder with copies of the encoder's blocks of the same resolution.
+
+    Stage 3, 2 and 1 of the encoder go into stage 1, 2 and 3 of the decoder (the transfer of Swin-Unet's authors).
+    Blocks that the weights hold already stay as they are. Expansions, skip connections and merging have no counterpart.
+
+    Args:
+        weights: tensors under the network's names, as `convert_swin` returns them.
+        own: tensors of the network, by name.
+
+    Raises:
+        ValueError: the network has no decoder of Swin blocks.
+    """
+    if not any(name.startswith("decoder.layers_up.") for name in own):
+        raise ValueError("mirror_decoder: the network has no decoder.layers_up, so it is no SwinUNet")
+    mirrored = {}
+    for name, value in weights.items():
+        if match := re.match(r"swinViT\.layers([123])\.0\.blocks\.(.*)", name):
+            mirrored[f"decoder.layers_up.{3 - int(match[1])}.blocks.{match[2]}"] = value.clone()
+    return Resized({**mirrored, **weights}, getattr(weights, "resized", ()))
+
+
+def _rename(weights: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
+    """Recognise the layout and return the tensors under our names."""
+    for layout in LAYOUTS:
+        signs = (re.match(f"({layout.prefix}){layout.sign}", name) for name in weights)
+        if sign := next(filter(None, signs), None):
+            renamed = {}
+            for name, value in weights.items():
+                if name.startswith(sign[1]):
+                    new = name.removeprefix(sign[1])
+                    for pattern, replacement in (*layout.rules, *COMMON):
+                        new = re.sub(pattern, replacement, new)
+                    renamed |= {new: value} if new else {}
+            return layout, renamed
+    raise ValueError(
+        f"convert_swin: unknown layout; the first names are {list(weights)[:5]}; the known layouts are "
+        f"{', '.join(layout.title for layout in LAYOUTS)}"
+    )
+
+
+def _stems(found: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """Return the first convolution of the file and of the network, if they are of the same width and fit in axes."""
+    for whose, tensors in (("network", own), ("file", found)):
+        if name not in tensors:
+            raise ValueError(f"convert_swin: the {whose} has no {name!r}, but {list(tensors)[:5]}")
+    stem, ours = found[name], own[name]
+    if len(stem) != len(ours):
+        raise ValueError(
+            f"convert_swin: {STEM} is {tuple(stem.shape)}, the network has {tuple(ours.shape)}: embed_dim {len(stem)} "
+            f"was expected to be {len(ours)}"
+        )
+    if stem.ndim > ours.ndim:
+        raise ValueError(f"convert_swin: {STEM} reads {stem.ndim - 2}D images, the network {ours.ndim - 2}D images")
+    return stem, ours
+
+
+def _check_order(weights: Mapping[str, Tensor], own: Mapping, layout: Layout, merging: str | None) -> None:
+    """Refuse 3D weights of another order of merging than the network's, or of an unknown order."""
+    legacy = any(name.endswith(ORDER_MARK) for name in own)
+    of_file = "legacy" if any(name.endswith(ORDER_MARK) for name in weights) else merging
+    if of_file is None and _of_this_package(weights):
+        of_file = "present"
+    if of_file == ("legacy" if legacy else "present") or (of_file is None and legacy):
+        return
+    title = f"convert_swin: weights of {layout.title}"
+    if of_file is None:
+        raise ValueError(
+            f"{title} were probably trained with MONAI up to 1.4, which merges patches in another order than this "
+            f"network: write {LEGACY_LINE} into network_def of train.json and of inference.json, or say "
+            'merging "present" if the weights were trained with MONAI 1.5 or later'
+        )
+    line = f"write {LEGACY_LINE} into network_def" if of_file == "legacy" else "leave downsample out of network_def"
+    raise ValueError(f"{title} were trained in the {of_file} order of merging, the network has the other: {line}")
+
+
+def _of_this_package(weights: Mapping[str, Tensor]) -> bool:
+    """Whether no other project writes such names: pretrained.pt holds no indices, and a SwinUNet has a last norm."""
+    indices = any(name.endswith("relative_position_index") for name in weights)
+    return f"{ENCODER}{STEM}" in weights and (not indices or "norm.weight" in weights)
+
+
+def _check_windows(own: Mapping[str, Tensor], size: Sequence[int], patch: int) -> None:
+    table = next(value for name, value in own.items() if name.endswith(TABLE))
+    window = (round(len(table) ** (1 / len(size))) + 1) // 2
+    for side in size:
+        grids = [side / (patch * 2**stage) for stage in range(4)]
+        if any(grid % window for grid in grids):
+            raise ValueError(
+                f"convert_swin: window {window} does not tile the stage grids {', '.join(f'{g:g}' for g in grids)} of "
+                f"side {side}, so imported position tables would be misread; use sides that are multiples of "
+                f"{8 * patch * window}, or another window_size"
+            )
+
+
+def _fold(stem: Tensor, bias: Tensor | None, imagenet: bool) -> tuple[Tensor, Tensor | None]:
+    """Fold ImageNet's mean and deviation into the first convolution, so that it reads intensities from 0 to 1."""
+    if not imagenet or stem.shape[1] != len(MEAN):
+        return stem, bias
+    mean, deviation = (torch.tensor(values).to(stem) for values in (MEAN, DEVIATION))
+    stem = stem / deviation[:, None, None]
+    return stem, None if bias is None else bias - torch.einsum("ochw,c->o", stem, mean)
+
+
+def _channels(stem: Tensor, channels: int) -> Tensor:
+    """Sum over the file's channels, and share the sum among the network's channels; equal numbers stay as they are."""
+    if stem.shape[1] == channels:
+        return stem
+    return stem.sum(1, keepdim=True).expand(-1, channels, *stem.shape[2:]) / channels
+
+
+def _patches(stem: Tensor, patch: int) -> Tensor:
+    """Sum the kernel over cells, so that the network reads the image as if each pixel stood in it several times."""
+    factor, rest = divmod(stem.shape[-1], patch)
+    if rest or factor < 1:
+        raise ValueError(f"convert_swin: patch_size {patch} must divide the file's patch of {stem.shape[-1]}")
+    if factor == 1:
+        return stem
+    pool = F.avg_pool2d if stem.ndim == 4 else F.avg_pool3d
+    return pool(stem, factor, divisor_override=1)
+
+
+def _tables(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> "Resized":
+    """Resize the tables of relative positions to the network's window."""
+    dims, changed = own[next(name for name in own if name.endswith(STEM))].ndim - 2, {}
+    for name, table in found.items():
+        if name.endswith(TABLE) and name in own and len(table) != len(own[name]):
+            changed[name] = resize_table(table, len(own[name]), dims)
+    return Resized({**found, **changed}, tuple(changed))
+
+
+def resize_table(table: Tensor, entries: int, dims: int) -> Tensor:
+    """Resize a table of relative positions (entries, heads) by bicubic interpolation; in 3D axis by axis.
+
+    Args:
+        table: the table, whose entries form a square (2D) or a cube (3D).
+        entries: number of entries of the new table.
+        dims: number of spatial axes, 2 or 3.
+    """
+    side, new = (round(count ** (1 / dims)) for count in (len(table), entries))
+    grid = table.T.reshape(-1, *[side] * dims)
+    for axis in range(1, dims + 1):  # bicubic interpolation of a plane is that of its axes in turn
+        rows = grid.movedim(axis, -1)
+        flat = rows.reshape(1, 1, -1, side)
+        flat = F.interpolate(flat, size=(flat.shape[2], new), mode="bicubic", align_corners=True)
+        grid = flat.reshape(*rows.shape[:-1], new).movedim(-1, axis)
+    return grid.reshape(len(grid), -1).T.contiguous()
