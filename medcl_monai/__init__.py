@@ -1,5 +1,6 @@
 """Label-efficient medical image segmentation: contrastive and self-supervised methods as MONAI bundles."""
 
+from medcl_monai.curves import cosine, polynomial
 from medcl_monai.data.datalist import Datalist, find_volumes, results_root, volumes_to_segment
 from medcl_monai.data.example.population import example_population
 from medcl_monai.data.label_shares import label_shares
@@ -16,9 +17,10 @@ from medcl_monai.engines.pretrainer import Pretrainer
 from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.checkpoint import Checkpoints
 from medcl_monai.handlers.collapse import CollapseMonitor
+from medcl_monai.handlers.momentum_schedule import MomentumSchedule
 from medcl_monai.handlers.pdcr_figures import PDCRFigures
 from medcl_monai.handlers.progress import Progress
-from medcl_monai.handlers.schedule import Schedule, cosine, polynomial
+from medcl_monai.handlers.schedule import Schedule
 from medcl_monai.handlers.shared_weights import SharedWeights
 from medcl_monai.handlers.tracking import EvaluationTracker, TrainingTracker
 from medcl_monai.handlers.unseen import UnseenSubjects
@@ -38,10 +40,11 @@ from medcl_monai.methods.base import PretrainingNetwork, Watched
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCo, DecorrelatedMoCoLoss, DecorrelatedMoCoViews
 from medcl_monai.methods.jcl import JCL, JCLLoss, JCLViews
 from medcl_monai.methods.pdcr_uafs import PDCRLoss
+from medcl_monai.methods.transformer_transfer import SwinMoCo, SwinMoCoLoss, SwinMoCoViews
 from medcl_monai.networks import dynunet, flexible_unet, plain_unet, segresnet, swin  # noqa: F401 - cases of encode
 from medcl_monai.networks.encode import decode, encode, encoder_widths
 from medcl_monai.networks.merging import LegacyPatchMerging
-from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy
+from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy, momentum_at
 from medcl_monai.networks.probe import LinearProbe
 from medcl_monai.networks.statistics import compute_statistics
 from medcl_monai.networks.swin_unet import SwinUNet, SwinUNet2D, SwinUNet3D
@@ -88,6 +91,7 @@ __all__ = [
     "LocalInfoNCELoss",
     "MoCoV3Loss",
     "MomentumCopy",
+    "MomentumSchedule",
     "NTXentLoss",
     "PDCRFigures",
     "PDCRLoss",
@@ -107,6 +111,9 @@ __all__ = [
     "Split",
     "StreamSampler",
     "SumOfLosses",
+    "SwinMoCo",
+    "SwinMoCoLoss",
+    "SwinMoCoViews",
     "SwinUNet",
     "SwinUNet2D",
     "SwinUNet3D",
@@ -156,6 +163,7 @@ __all__ = [
     "match_by_location",
     "mirror_decoder",
     "mocov3",
+    "momentum_at",
     "ntxent",
     "parameter_groups",
     "pdcr",

@@ -9,6 +9,7 @@ from monai.transforms import AsDiscreted
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from medcl_monai.curves import cosine, polynomial
 from medcl_monai.data.samplers import StreamSampler
 from medcl_monai.engines.freezing import FrozenEncoder
 from medcl_monai.engines.loop import epoch_length
@@ -16,7 +17,7 @@ from medcl_monai.engines.pretrainer import Pretrainer
 from medcl_monai.engines.state import checkpoints
 from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.checkpoint import Checkpoints
-from medcl_monai.handlers.schedule import Schedule, cosine, polynomial
+from medcl_monai.handlers.schedule import Schedule
 from medcl_monai.handlers.views_picture import ViewsPicture
 from medcl_monai.methods.base import PretrainingNetwork
 

@@ -31,8 +31,9 @@ class LocalInfoNCELoss(TermLoss):
         match: function that finds each region in the other view's feature map, `match_by_location` or
             `match_by_feature`; None: `match_by_location`.
         weight: weight of this term in the sum that is minimised; no unit, 0 or more. 0: the term is left out.
-        query: key of the feature map of view 1 in the network's output.
-        key: key of the feature map of view 2 in the network's output.
+        query: key of the feature map that is trained in the network's output.
+        key: key of the other view's feature map in the network's output.
+        of_view: number of the view whose map `query` is, 1 or 2.
 
     Raises:
         ValueError: a number is out of range; in `forward`: the target has no ``regions``, or the output has no maps.
@@ -49,13 +50,18 @@ class LocalInfoNCELoss(TermLoss):
         weight: float = 1.0,
         query: str = "local_query",
         key: str = "local_key",
+        of_view: int = 1,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        if min_distance < 0 or weight < 0:
-            raise ValueError(f"LocalInfoNCELoss: min_distance {min_distance} and weight {weight} must be 0 or more")
+        if min_distance < 0 or weight < 0 or of_view not in (1, 2):
+            raise ValueError(
+                f"LocalInfoNCELoss: min_distance {min_distance} and weight {weight} must be 0 or more, "
+                f"of_view {of_view} 1 or 2"
+            )
         self.temperature, self.min_distance, self.weight = temperature, min_distance, weight
         self.match, self.query, self.key = match_by_location if match is None else match, query, key
+        self.of_view = of_view
 
     def forward(self, output: Mapping[str, Tensor], target: Mapping[str, object]) -> dict[str, Tensor]:
         """Return the weighted term ``local`` of two maps (B, C, *L); `target` holds ``regions``.
@@ -72,6 +78,8 @@ class LocalInfoNCELoss(TermLoss):
                 "the weight 0"
             )
         regions, key = Regions(*target["regions"]), output[self.key]
+        if self.of_view == 2:
+            regions = Regions(regions.points_2, regions.points_1, regions.valid)
         anchor = sample_regions(output[self.query], regions.points_1)
         positive, regions = self.match(anchor, key, regions)
         near = near_regions(regions, key.shape[2:], self.min_distance)

@@ -22,7 +22,7 @@ from medcl_monai.losses.local import LocalInfoNCELoss
 from medcl_monai.losses.terms import SumOfLosses, TermLoss
 from medcl_monai.methods.base import PretrainingNetwork, Watched, names_beginning_with
 from medcl_monai.networks.flexible_unet import STAGES, STRIDE, decode_blocks, decoder_widths, encoder_widths
-from medcl_monai.networks.heads import pointwise_head, projector
+from medcl_monai.networks.heads import pointwise_head, pooled, projector
 from medcl_monai.networks.momentum import FeatureQueue, MomentumCopy
 from medcl_monai.networks.whitening import WhitenZCA
 from medcl_monai.transforms.regions import draw_regions
@@ -222,11 +222,6 @@ def read_level(local_level: str) -> tuple[int, int]:
         raise ValueError(f'local_level must be "layer1" to "layer4" or "decoder1" to "decoder5", got {local_level!r}')
     number = int(local_level[-1])
     return (number, 0) if local_level.startswith("layer") else (STAGES - 1, number)
-
-
-def pooled(x: Tensor) -> Tensor:
-    """Average a map over its positions, in fp32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(2).mean(2)
 
 
 def unit(x: Tensor) -> Tensor:

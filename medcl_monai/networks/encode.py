@@ -1,5 +1,7 @@
 """Functions with one case for each class of backbone: the maps of encoder and decoder, and the encoder's parts."""
 
+from collections.abc import Mapping
+from copy import copy
 from functools import singledispatch
 
 from torch import Tensor, nn
@@ -52,6 +54,20 @@ def decode(backbone: nn.Module, maps: list[Tensor], stages: int | None = None) -
         TypeError: this class of backbone has no case.
     """
     raise TypeError(f"decode: no case for {type(backbone).__name__}; there are {_known(decode)}")
+
+
+def with_parts(backbone: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """Return the backbone with other modules in place of some of its own, for `encode` and `decode`.
+
+    All else is shared with the backbone, which stays as it is.
+
+    Args:
+        backbone: the network.
+        parts: modules by the names of the backbone's modules whose places they take.
+    """
+    shadow = copy(backbone)
+    shadow._modules = {**backbone._modules, **parts}
+    return shadow
 
 
 def _known(function: object) -> str:

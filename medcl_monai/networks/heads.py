@@ -1,8 +1,14 @@
 """Heads that follow a backbone."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
 from jaxtyping import Float
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
+
+from medcl_monai.networks.batch_norm import GlobalBatchNorm
 
 
 class PooledHead(nn.Module):
@@ -22,9 +28,31 @@ class PooledHead(nn.Module):
         return self.layers(x.flatten(2).mean(2))
 
 
+def pooled(x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels"]:
+    """Average a map over its positions, in fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(2).mean(2)
+
+
 def projector(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
     """Build the layers Linear, ReLU, Linear, which project embeddings."""
     return nn.Sequential(nn.Linear(in_channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_channels))
+
+
+def normed_projector(widths: Sequence[int]) -> nn.Sequential:
+    """Build the projector or the predictor of MoCo v3: linear layers without bias, each followed by a batch norm.
+
+    A ReLU follows each batch norm but the last, which has no scale and no shift (Chen, Xie and He 2021, section 4.3 and
+    the released code's heads, https://arxiv.org/abs/2104.02057). The statistics are those of all processes.
+
+    Args:
+        widths: number of channels of the input, of each hidden layer and of the output.
+    """
+    layers: list[nn.Module] = []
+    for place, (width, out) in enumerate(pairwise(widths)):
+        last = place == len(widths) - 2
+        layers += [nn.Linear(width, out, bias=False), GlobalBatchNorm(out, affine=not last)]
+        layers += [] if last else [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
 
 def pointwise_head(spatial_dims: int, in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:

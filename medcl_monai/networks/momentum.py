@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from medcl_monai.curves import cosine
 from medcl_monai.knobs import knob_types
 
 
@@ -73,6 +74,23 @@ class MomentumCopy(nn.Module):
                 get_ema_multi_avg_fn(momentum)(copies, sources, None)
             for ours, theirs in zip(copy.buffers(), source.buffers(), strict=True):
                 ours.copy_(theirs)
+
+
+def momentum_at(step: int, steps: int, start: float) -> float:
+    """Return the momentum of the update after optimiser step `step`, which rises from `start` to 1 along a cosine.
+
+    Chen, Xie and He 2021 (MoCo v3), as Grill et al. 2020 (BYOL): ``1 - (1 - start) (1 + cos(π step / steps)) / 2``.
+
+    Args:
+        step: number of optimiser steps that are done, 1 for the first update.
+        steps: number of optimiser steps of the whole run, at least 1.
+        start: momentum at the beginning, 0 to 1.
+
+    Example:
+        >>> [round(momentum_at(step, 300, 0.99), 7) for step in (0, 30, 150, 300)]
+        [0.99, 0.9902447, 0.995, 1.0]
+    """
+    return 1 - (1 - start) * cosine(min(step / steps, 1.0))
 
 
 class FeatureQueue(nn.Module):

@@ -94,5 +94,16 @@ def blur(
     return rows[0].unflatten(0, x.shape[:2])
 
 
+def standardise(x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
+    """Shift and scale each channel of each sample to mean 0 and standard deviation 1; constant channels become 0.
+
+    Args:
+        x: images (B, C, *S).
+    """
+    rows = x.flatten(2)
+    deviation, mean = torch.std_mean(rows, 2, correction=0, keepdim=True)
+    return ((rows - mean) / deviation.clamp(min=1e-6)).view_as(x)
+
+
 def _per_sample(values: Float[Tensor, " batch"], x: Float[Tensor, "batch channels *size"]) -> Tensor:
     return values.to(x)[(..., *(None for _ in x.shape[1:]))]

@@ -3,9 +3,10 @@ import torch
 from ignite.engine import Events
 from torch import nn
 
+from medcl_monai.curves import polynomial
 from medcl_monai.engines.trainer import Trainer
 from medcl_monai.handlers.checkpoint import Checkpoints
-from medcl_monai.handlers.schedule import Schedule, polynomial
+from medcl_monai.handlers.schedule import Schedule
 
 BATCHES = [{"image": torch.randn(4, 8), "label": torch.zeros(4, 1)} for _ in range(4)]
 

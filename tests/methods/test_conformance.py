@@ -17,6 +17,10 @@ from medcl_monai import (
     JCLViews,
     NTXentLoss,
     PretrainingNetwork,
+    SwinMoCo,
+    SwinMoCoLoss,
+    SwinMoCoViews,
+    SwinUNet,
     TermLoss,
     WhitenZCA,
     load_pretrained,
@@ -49,8 +53,19 @@ def swin_unetr(classes=3):
     return SwinUNETR(1, classes, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), feature_size=12, spatial_dims=2)
 
 
-METHODS = [jcl, decorrelated_moco, toy_swin]
-BACKBONES = {"decorrelated_moco": flexible_unet, "toy_swin": swin_unetr}  # of the others: `unet`
+def transformer_transfer(backbone):
+    network = SwinMoCo(backbone, 32, 16, momentum=0.9, decoder_level=1, skip_drop=0.5)
+    return network, SwinMoCoViews(CropViews((32, 32)), regions=16), SwinMoCoLoss(0.2, dense_weight=0.5), (8, 1, 32, 32)
+
+
+def swin_unet(classes=3):
+    return SwinUNet(2, 1, classes, patch_size=2, embed_dim=8, window_size=2)
+
+
+METHODS = [jcl, decorrelated_moco, transformer_transfer, toy_swin]
+BACKBONES = {  # of the others: `unet`
+    "decorrelated_moco": flexible_unet, "transformer_transfer": swin_unet, "toy_swin": swin_unetr,
+}
 COVERAGE = {"toy_swin": 0.1}  # the encoder's share of the backbone's elements; of the others above half
 STATISTICS = ("running_mean", "running_var", "running_covariance", "num_batches_tracked")
 
