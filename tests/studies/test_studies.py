@@ -82,6 +82,19 @@ def test_the_demo_and_the_defaults_are_what_the_starts_chose():
         assert demo["arms"] == {"pre-trained": {}} | ({} if chosen[1] == 1 else same_rates)
 
 
+def test_the_readme_shows_the_committed_demos_with_the_arms_that_the_bundles_have():
+    import json
+
+    import demos
+
+    rows = demos.read_rows(demos.RESULTS)
+    assert between(demos.PAGE, "studies/demos.py") == "\n".join(demos.table(rows))
+    for bundle, data in {(row["bundle"], row["data"]) for row in rows}:
+        plan = json.loads((ROOT / "bundles" / bundle / "configs" / "demo.json").read_text(encoding="utf-8"))
+        arms = {row["arm"]: None for row in rows if (row["bundle"], row["data"]) == (bundle, data)}
+        assert list(arms) == list(plan["arms"])
+
+
 def test_the_page_of_pdcr_and_uafs_shows_the_committed_results_and_the_default_is_what_the_sweep_prefers():
     import json
 
