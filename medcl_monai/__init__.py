@@ -21,6 +21,7 @@ from medcl_monai.handlers.momentum_schedule import MomentumSchedule
 from medcl_monai.handlers.pdcr_figures import PDCRFigures
 from medcl_monai.handlers.progress import Progress
 from medcl_monai.handlers.schedule import Schedule
+from medcl_monai.handlers.scores import SegmentationScores
 from medcl_monai.handlers.shared_weights import SharedWeights
 from medcl_monai.handlers.tracking import EvaluationTracker, TrainingTracker
 from medcl_monai.handlers.unseen import UnseenSubjects
@@ -105,6 +106,7 @@ __all__ = [
     "Schedule",
     "SegmentationInferer",
     "SegmentationLoss",
+    "SegmentationScores",
     "SharedWeights",
     "SliceDataset",
     "Spacingd",

@@ -67,6 +67,9 @@ def test_evaluation_needs_the_segmenter_alone_and_scores_held_out_people(trained
     root = tmp_path / trained.name
     shutil.copytree(trained, root, ignore=shutil.ignore_patterns("eval", "pretrained.pt"))
     run(root, "train.json", "evaluate.json", output_dir=str(tmp_path / "scores"), **training_knobs)
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text(encoding="utf-8"))
+    assert scores["cases"] == len((tmp_path / "scores" / "cases.csv").read_text(encoding="utf-8").splitlines()) - 1
+    assert {"dice", "hausdorff95", "mean_iou", "overall_accuracy"} <= set(scores["mean over cases"])
     lines = (tmp_path / "scores" / "mean_dice_raw.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
     assert "example_005" in lines[1]
