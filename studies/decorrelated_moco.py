@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fire
-import numpy as np
 import recipe
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
 from tables import counted, differences, means, replace_between
@@ -98,35 +97,19 @@ def _tune(bench: Bench, start: str, draw: int, weights: Path, setting: str, peop
 
 def look(bench: Bench, start: str, draw: int, weights: Path) -> dict[str, float]:
     """Rank of the pooled features of held-out slices, and how often a view finds its partner among them."""
-    import torch
+    from medcl_monai import compute_statistics, load_pretrained
+    from medcl_monai.diagnostics.held_out import held_out_figures
 
-    from medcl_monai import compute_statistics, encode, load_pretrained
-    from medcl_monai.diagnostics.figures import effective_rank, participation_ratio
-    from medcl_monai.networks.statistics import require_statistics
-
-    split, parser = bench.split(), bench.parser(start, draw, "pretrain.json")
+    parser = bench.parser(start, draw, "pretrain.json")
     backbone = parser.get_parsed_content("network_def").backbone
     load_pretrained(weights, backbone)
     compute_statistics(backbone.encoder, parser.get_parsed_content("train::dataset"))  # a random encoder's alone
-    require_statistics(backbone.encoder.eval())
     parser = bench.parser(start, draw, "pretrain.json")
-    parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in split.test]
+    entries = bench.split().test
+    parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in entries]
     data, views = parser.get_parsed_content("train::dataset"), parser.get_parsed_content("views")
-    samples = [data[int(place)] for place in np.linspace(0, len(data) - 1, HELD_OUT_SLICES).astype(int)]
-    batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
-    torch.manual_seed(0)  # the same views for every arm and draw
-    pair, _ = views(batch)
-    with torch.no_grad():
-        whole, first, second = (
-            torch.cat([encode(backbone, part)[-1].flatten(2).mean(2) for part in images.split(64)])
-            for images in (batch["image"], pair["view_1"], pair["view_2"])
-        )
-    nearest = (torch.nn.functional.normalize(first) @ torch.nn.functional.normalize(second).T).argmax(1)
-    return {
-        "effective_rank": round(float(effective_rank(whole)), 3),
-        "participation_ratio": round(float(participation_ratio(whole)), 3),
-        "retrieval": round(float((nearest == torch.arange(len(nearest))).float().mean()), 4),
-    }
+    figures = held_out_figures(backbone.eval(), data, views, HELD_OUT_SLICES)
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def report(write: bool = False) -> None:
