@@ -63,6 +63,7 @@ from medcl_monai.transforms.augmentation import augmentation
 from medcl_monai.transforms.boxes import LabelBoxes, class_shares
 from medcl_monai.transforms.crop_views import CropViews
 from medcl_monai.transforms.dictionary import Spacingd, pixdim
+from medcl_monai.transforms.parcels import PositionParcelsd
 from medcl_monai.transforms.postprocessing import postprocessing
 from medcl_monai.transforms.preprocessing import Preprocessing, preprocessing
 from medcl_monai.transforms.regions import Regions, draw_regions, sample_regions
@@ -96,6 +97,7 @@ __all__ = [
     "NTXentLoss",
     "PDCRFigures",
     "PDCRLoss",
+    "PositionParcelsd",
     "PositionalContrastiveLoss",
     "Preprocessing",
     "Pretrainer",

@@ -56,16 +56,34 @@ def run_bundle(config_files: list[Path], workflow_type: str = "train", **overrid
 
 
 @dataclass(frozen=True)
+class Run:
+    """A run of a bundle: a config with its overlays, and knobs.
+
+    Attributes:
+        configs: names of the config and of its overlays.
+        knobs: overrides by id.
+    """
+
+    configs: tuple[str, ...]
+    knobs: dict[str, object]
+
+    @property
+    def name(self) -> str:
+        """Name of the run: that of its last config."""
+        return Path(self.configs[-1]).stem
+
+
+@dataclass(frozen=True)
 class Plan:
     """Describes what the demo of a bundle runs.
 
     Attributes:
-        before: names of the configs that run before the arms, such as ``pretrain.json``.
+        before: what runs before the arms, such as ``pretrain.json``.
         arms: overrides of ``train.json`` for each arm, by the arm's name; the segmenter of the first arm becomes
             ``models/model.pt``.
     """
 
-    before: tuple[str, ...]
+    before: tuple[Run, ...]
     arms: dict[str, dict[str, object]]
 
 
@@ -82,7 +100,8 @@ def read_plan(root: Path) -> Plan:
     plan = json.loads(path.read_text(encoding="utf-8"))
     if not plan.get("arms"):
         raise ValueError(f"demo: {path} names no arms: an object of name to knobs of train.json is expected")
-    return Plan(tuple(plan.get("before", ())), plan["arms"])
+    entries = [{"configs": [entry]} if isinstance(entry, str) else dict(entry) for entry in plan.get("before", ())]
+    return Plan(tuple(Run(tuple(entry.pop("configs")), entry) for entry in entries), plan["arms"])
 
 
 def adapt_bundle(bundle: str | Path, folder: str | Path, knobs: Mapping[str, object]) -> Path:

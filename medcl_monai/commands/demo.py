@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from medcl_monai.bundles import Plan, bundle_folder, read_plan, run_bundle
+from medcl_monai.bundles import Plan, Run, bundle_folder, read_plan, run_bundle
 from medcl_monai.commands.bundle import bundle_for
 from medcl_monai.data.splits import Split, split_dataset
 from medcl_monai.overrides import ids, merged
@@ -57,10 +57,9 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
         f"{len(split.test)} volumes of held-out subjects; results in {output}",
         flush=True,
     )
-    print("1/4 " + (", ".join(plan.before) or "nothing runs before the arms"), flush=True)
-    for config in plan.before:
-        stem = Path(config).stem
-        run_bundle([root / "configs" / config], output_dir=str(output / stem), run_name=stem, **overrides)
+    print("1/4 " + (", ".join(run.name for run in plan.before) or "nothing runs before the arms"), flush=True)
+    for run in plan.before:
+        prepare(root, run, {**overrides, "output_dir": str(output / run.name), "run_name": run.name})
     print(f"2/4 fine-tuning and evaluation, side by side: {', '.join(plan.arms)}", flush=True)
     _side_by_side(root, output, plan.arms, {**overrides, "label_fraction": fraction})
     print("3/4 inference on one held-out volume", flush=True)
@@ -72,6 +71,14 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
     print(f"every run: .venv/bin/mlflow ui --backend-store-uri {overrides['tracking_uri']}")
     print("then http://127.0.0.1:5000/#/experiments/1/runs in a browser")
     print(f"finished in {(time.time() - started) / 60:.1f} minutes")
+
+
+def prepare(root: Path, run: Run, overrides: dict[str, object]) -> None:
+    """Run what comes before the arms; what an overlay sets is left to the overlay, such as data of its own."""
+    files = [root / "configs" / config for config in run.configs]
+    set_by_overlays = set(merged(files[1:])) if len(files) > 1 else set()
+    kept = {name: value for name, value in overrides.items() if name not in set_by_overlays}
+    run_bundle(files, **{**kept, **run.knobs})
 
 
 def fine_tune(root: Path, output: Path, arm: str, knobs: dict[str, object], overrides: dict[str, object]) -> None:
@@ -145,6 +152,6 @@ def _volume_to_show(split: Split) -> dict[str, str]:
 
 def _clear(output: Path, plan: Plan) -> None:
     """Remove the results of an earlier demo; its MLflow runs stay."""
-    for folder in (*(Path(config).stem for config in plan.before), *plan.arms):
+    for folder in (*(run.name for run in plan.before), *plan.arms):
         shutil.rmtree(output / folder, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)

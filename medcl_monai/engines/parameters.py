@@ -33,7 +33,7 @@ def parameter_groups(
         loss: loss whose own parameters, such as projectors, are trained at `learning_rate` too; None, or a loss that is
             no module: the loss has no parameters.
         decay_norms: whether weight decay acts on the parameters of norm layers and on biases, which are the parameters
-            with one axis.
+            with one axis, and on the tables of relative positions of Swin networks.
 
     Raises:
         ValueError: a number is negative, or the report names no parameter of this network.
@@ -50,6 +50,7 @@ def parameter_groups(
         raise ValueError(f"learning_rate {learning_rate} and carried_lr_scale {carried_lr_scale} must be 0 or more")
     named = {name.removeprefix("module."): parameter for name, parameter in network.named_parameters()}
     names = () if transfer is None else transfer.carried
+    undecayed = {id(p) for name, p in named.items() if p.ndim < 2 or name.endswith("relative_position_bias_table")}
     carried = [parameter for name, parameter in named.items() if name in names]
     if names and not carried:
         raise ValueError(
@@ -58,6 +59,7 @@ def parameter_groups(
         )
     fresh = [parameter for name, parameter in named.items() if name not in names]
     of_loss = list(loss.parameters()) if isinstance(loss, nn.Module) else []
+    undecayed |= {id(parameter) for parameter in of_loss if parameter.ndim < 2}
     groups = [(carried, learning_rate * carried_lr_scale), (fresh, learning_rate), (of_loss, learning_rate)]
     if decay_norms:
         return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
@@ -65,7 +67,8 @@ def parameter_groups(
         {"params": chosen, "lr": rate, **settings}
         for parameters, rate in groups
         for settings, chosen in (
-            ({}, [p for p in parameters if p.ndim > 1]), ({"weight_decay": 0.0}, [p for p in parameters if p.ndim < 2])
+            ({}, [p for p in parameters if id(p) not in undecayed]),
+            ({"weight_decay": 0.0}, [p for p in parameters if id(p) in undecayed]),
         )
         if chosen
     ]

@@ -102,7 +102,10 @@ def load_pretrained(
     weights = {} if path is None else read_weights(path)
     layouts, resized = [layout] if callable(layout) else layout, set()
     for rename in layouts if path is not None else ():
-        weights = rename(weights, tensors)
+        try:
+            weights = rename(weights, tensors)
+        except ValueError as error:
+            raise ValueError(f"{path} is not loaded: {error}") from error
         resized |= set(getattr(weights, "resized", ()))
     weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
     if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:

@@ -97,6 +97,7 @@ def convert_swin(
     size: Sequence[int] | None = None,
     resize_tables: bool = False,
     merging: str | None = None,
+    mirror: bool = False,
 ) -> dict[str, Tensor]:
     """Bring Swin weights of a known layout to the names and shapes of a `SwinUNet`, a SwinUNETR or a SwinTransformer.
 
@@ -115,6 +116,7 @@ def convert_swin(
         resize_tables: whether tables of another window are resized (bicubic) instead of left out.
         merging: order of merging with which a 3D file was trained: "legacy" (MONAI up to 1.4) or "present"; None:
             unknown, which is refused for files of other projects where the network has the present order.
+        mirror: whether the Swin blocks of the decoder get copies of the encoder's blocks (`mirror_decoder`).
 
     Returns:
         The tensors under the network's names, ready to load.
@@ -142,7 +144,8 @@ def convert_swin(
     if bias is not None:
         found[f"{home}{STEM_BIAS}"] = bias
     found = inflate(found, own)
-    return _tables(found, own) if resize_tables else found
+    found = _tables(found, own) if resize_tables else found
+    return mirror_decoder(found, own) if mirror else found
 
 
 def mirror_decoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Loading and preparing volumes: one function for pre-training, training, validation and inference."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from monai.transforms import (
     ClipIntensityPercentilesd,
@@ -45,6 +45,7 @@ def preprocessing(
     slice_axis: int = 2,
     intensity: Mapping[str, object] | None = None,
     keep_grid: str | Sequence[str] = (),
+    label_steps: Sequence[Callable] = (),
 ) -> Preprocessing:
     """Make the transforms that load volumes, orient them to RAS, resample them and normalise the intensities of images.
 
@@ -61,6 +62,7 @@ def preprocessing(
             "unit" maps the clipped range to 0 to 1. None: percentiles 0.5 and 99.5, z-score.
         keep_grid: keys of volumes that are neither oriented nor resampled, such as a label with which predictions are
             compared on the label's own grid.
+        label_steps: further transforms, which run last, such as MONAI's `MapLabelValued` to join structures.
 
     Raises:
         ValueError: a number is out of range, or `intensity` has unknown parts or parts that exclude each other.
@@ -80,6 +82,7 @@ def preprocessing(
         Orientationd(moved, axcodes="RAS", labels=None),
         Spacingd(moved, pixdim=pixdim(spatial_dims, slice_axis, pixel_spacing), mode=modes),
         *intensity_steps(intensity),
+        *label_steps,
     ]
     settings = {"pixel_spacing": pixel_spacing, "spatial_dims": spatial_dims, "intensity": intensity}
     return Preprocessing(steps, {**settings, "slice_axis": slice_axis} if spatial_dims == 2 else settings)

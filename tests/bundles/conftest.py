@@ -32,6 +32,14 @@ OF_CONFIG = {  # knobs that one config of a bundle has
         "train.json": {"network_def::network::features": [8, 8, 16, 16, 16, 8], "loss::boxes::number": 16},
         "inference.json": {"network_def::network::features": [8, 8, 16, 16, 16, 8]},
     },
+    "transformer_transfer": {
+        "pretrain.json": {
+            "sample_size": [64, 64], "network_def::backbone::embed_dim": 8, "network_def::projector_width": 16,
+            "network_def::projection_dim": 8,
+        },
+        "train.json": {"network_def::embed_dim": 8},
+        "inference.json": {"network_def::embed_dim": 8},
+    },
     "decorrelated_moco": {
         "pretrain.json": {
             "sample_size": [64, 64], "view_size": [64, 64], "network_def::whiten::group_size": 4,
@@ -39,12 +47,18 @@ OF_CONFIG = {  # knobs that one config of a bundle has
         },
     },
 }
-ROI = {"jcl": 48, "decorrelated_moco": 64, "pdcr_uafs": 48, TOY: 48}  # pixels
+ROI = {"jcl": 48, "decorrelated_moco": 64, "transformer_transfer": 64, "pdcr_uafs": 48, TOY: 48}  # pixels
 THREE = {  # knobs of a run in 3D
     TOY: ({}, {"roi_size": [32, 32, 32]}),
     "pdcr_uafs": ({}, {"roi_size": [32, 32, 32]}),
     "jcl": (
         {"view_size": [64, 64, 64], "network_def::stages": 1}, {"roi_size": [32, 32, 32], "coverage": 0.5},
+    ),
+    "transformer_transfer": (
+        {
+            "sample_size": [32, 32, 32], "view_size": [32, 32, 32], "network_def::backbone::window_size": 2,
+        },
+        {"roi_size": [64, 64, 64], "network_def::window_size": 2},
     ),
     "decorrelated_moco": (
         {"sample_size": [40, 40, 40], "view_size": [40, 40, 40], "network_def::key_splits": 1},

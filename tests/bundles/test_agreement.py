@@ -20,13 +20,16 @@ PREPARED = {"intensity"}
 BUDGET = {"batch_size", "steps", "learning_rate", "weight_decay", "warm_up", "clip"}
 MAY_DIFFER = {
     "pretrain.json": METHOD | PREPARED | BUDGET | {
-        "view_size", "sample_size", "views", "loss", "train::dataset",
+        "view_size", "sample_size", "views", "loss", "train::dataset", "parameters", "optimizer", "train::handlers",
     },
-    "train.json": METHOD - {"transfer"} | PREPARED | BUDGET | SUPERVISED | {
+    "train.json": METHOD | PREPARED | BUDGET | SUPERVISED | {
         "roi_size", "coverage", "encoder_prefixes", "carried_lr_scale", "output_layer", "validate::inferer",
+        "parameters",
     },
     "inference.json": {"_desc_", "network_def", "intensity", "roi_size", "inferer"},
-    "metadata.json": {"name", "task", "description", "references", "changelog", "network_data_format"},
+    "metadata.json": {
+        "name", "task", "description", "references", "changelog", "network_data_format", "required_packages_version",
+    },
 }
 
 

@@ -113,7 +113,9 @@ def test_no_loader_stands_among_the_handlers_of_training(configs):
 
 def test_the_demo_s_arms_turn_knobs_that_train_json_has(source, configs):
     plan = read_plan(source)
-    assert set(plan.before) <= set(configs)
+    for run in plan.before:
+        assert set(run.configs) <= set(configs)
+        check_overrides(configs[run.configs[0]], run.knobs)
     assert len(plan.arms) >= 2
     for knobs in plan.arms.values():
         check_overrides(configs["train.json"], knobs)
