@@ -11,9 +11,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from medcl_monai.distributed import distribute, gather, join_processes, leave_processes, rank, total, world_size
+from medcl_monai.losses.mocov3 import MoCoV3Loss
 from medcl_monai.losses.positional import local_pair_contrast, pair_contrast
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCoLoss
 from medcl_monai.methods.jcl import JCL, JCLLoss
+from medcl_monai.networks.heads import normed_projector
 from medcl_monai.networks.momentum import FeatureQueue
 from medcl_monai.networks.whitening import WhitenZCA
 from medcl_monai.transforms.regions import Regions
@@ -115,6 +117,24 @@ def moco_terms(own):
     return values, maps.grad, local.grad, statistics
 
 
+def mocov3_terms(own):
+    """The loss, gradients and statistics of a head and MoCo v3's contrast, of the rows `own` of the samples."""
+    random = torch.Generator().manual_seed(2)
+    features = torch.randn(2, 8, 6, generator=random, dtype=F64)[:, own].requires_grad_()
+    torch.manual_seed(0)
+    head = normed_projector((6, 5, 4)).double()
+    keys = torch.randn(2, 8, 4, generator=random, dtype=F64)[:, own]
+    output = {f"query_{view}": head(half) for view, half in enumerate(features, 1)}
+    output |= {f"key_{view}": half for view, half in enumerate(keys, 1)}
+    numbers = torch.arange(8)[own]
+    output |= {"subject": numbers // 2, "position": numbers / 8.0}
+    (value,) = MoCoV3Loss(0.2, exclude_radius=0.0)(output).values()
+    (other,) = MoCoV3Loss(0.2, exclude_radius=0.2)(output).values()
+    (value + other).backward()
+    gradients = [parameter.grad for parameter in head.parameters()]
+    return torch.stack([value.detach(), other.detach()]), features.grad, gradients, list(head.state_dict().values())
+
+
 def work(folder):
     """What each of the two processes does; its findings go to a file of its own."""
     torch.set_num_threads(1)
@@ -133,6 +153,7 @@ def work(folder):
     (total(y) * (rank() + 1)).sum().backward()
     found["total"] = total(y).detach(), y.grad
     found["moco"] = {name: moco_terms(own_rows(counts)) for name, counts in SPLITS.items()}
+    found["mocov3"] = {name: mocov3_terms(own_rows(counts)) for name, counts in SPLITS.items()}
     found["network"] = network_steps()
     leave_processes()
     found["left"] = not dist.is_initialized()
@@ -225,6 +246,21 @@ def test_two_processes_whiten_contrast_and_queue_as_one(processes, split):
         torch.testing.assert_close(found["moco"][split][2] / 2, local[own], atol=1e-12, rtol=0)
         for ours, one in zip(found["moco"][split][3], statistics, strict=True):
             torch.testing.assert_close(ours, one, atol=1e-7, rtol=0)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("split", SPLITS)
+def test_two_processes_norm_heads_and_contrast_batches_as_one(processes, split):
+    values, features, gradients, statistics = mocov3_terms(slice(None))
+    start, parts = 0, [found["mocov3"][split] for found in processes]
+    torch.testing.assert_close(sum(part[0] for part in parts) / 2, values, atol=1e-12, rtol=0)
+    for place, one in enumerate(gradients):  # the wrapper takes the mean of the gradients over processes
+        torch.testing.assert_close(sum(part[2][place] for part in parts) / 2, one, atol=1e-12, rtol=0)
+    for part, count in zip(parts, SPLITS[split], strict=True):
+        torch.testing.assert_close(part[1] / 2, features[:, start : start + count], atol=1e-12, rtol=0)
+        start += count
+        for ours, one in zip(part[3], statistics, strict=True):
+            torch.testing.assert_close(ours, one, atol=1e-12, rtol=0)
 
 
 @pytest.mark.distributed

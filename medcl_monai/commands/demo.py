@@ -76,8 +76,8 @@ def demo(bundle: str = "jcl", dataset: str | None = None, labelled: int = LABELL
 def prepare(root: Path, run: Run, overrides: dict[str, object]) -> None:
     """Run what comes before the arms; what an overlay sets is left to the overlay, such as data of its own."""
     files = [root / "configs" / config for config in run.configs]
-    set_by_overlays = set(merged(files[1:])) if len(files) > 1 else set()
-    kept = {name: value for name, value in overrides.items() if name not in set_by_overlays}
+    overlays = {name for file in files[1:] for name in json.loads(file.read_text(encoding="utf-8"))}
+    kept = {name: value for name, value in overrides.items() if name not in overlays}
     run_bundle(files, **{**kept, **run.knobs})
 
 

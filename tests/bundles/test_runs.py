@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path

@@ -2,6 +2,7 @@ import pytest
 from torch import nn
 
 from medcl_monai.engines.parameters import parameter_groups
+from medcl_monai.networks.swin_unet import SwinUNet
 from medcl_monai.transfer.load import Transfer
 
 
@@ -53,6 +54,19 @@ def test_norms_and_biases_may_be_left_out_of_the_decay_and_nothing_is_lost(unet)
     for group in groups:
         still = group.get("weight_decay") == 0.0
         assert all((parameter.ndim < 2) == still for parameter in group["params"])
+
+
+def test_tables_of_relative_positions_do_not_decay_either():
+    network = SwinUNet(2, patch_size=2, embed_dim=8, window_size=2)
+    decayed, still = parameter_groups(network, 0.01, decay_norms=False)
+    named = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert still["weight_decay"] == 0.0
+    tables = [name for name in named.values() if name.endswith("relative_position_bias_table")]
+    assert len(tables) == 14
+    assert set(tables) <= {named[id(parameter)] for parameter in still["params"]}
+    assert all(named[id(parameter)].endswith(("weight", "kernel")) for parameter in decayed["params"])
+    (group,) = parameter_groups(network, 0.01)
+    assert "weight_decay" not in group
 
 
 def test_a_loss_that_is_a_function_has_no_parameters(unet):
