@@ -53,7 +53,7 @@ def test_knobs_on_command_lines_exist(page):
     import json
 
     knobs = {"config_file", "bundle_root", "net_id", "filepath", "ckpt_file", "meta_file", "standalone"}
-    knobs |= {"nproc_per_node", "weights", "bundle", "dataset", "help"}
+    knobs |= {"nproc_per_node", "weights", "bundle", "dataset", "help", "use_trace", "input_shape"}
     for file in ROOT.glob("bundles/*/configs/*.json"):
         knobs |= set(json.loads(file.read_text(encoding="utf-8")))
     blocks = " ".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
