@@ -1,6 +1,7 @@
 """Peers that need care to import."""
 
 import copy
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -63,6 +64,44 @@ def lightly_moco(
         with torch.no_grad():
             key = slow_head(slow_encoder(view_2)[-1].flatten(2).mean(2))
         value = loss(query, key.detach())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    return run
+
+
+def lightly_mocov3(backbone: torch.nn.Module, view_1: torch.Tensor, view_2: torch.Tensor) -> Callable[[], None]:
+    """A step of momentum contrast in both directions from lightly's parts, with an encoder of ours and our widths."""
+    _declare_operators()
+    from lightly.models.modules.heads import ProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+
+    from medcl_monai import encode
+
+    def head(*widths: int) -> ProjectionHead:
+        pairs = list(itertools.pairwise(widths))
+        last = len(pairs) - 1
+        return ProjectionHead([
+            (a, b, torch.nn.BatchNorm1d(b, affine=place < last), torch.nn.ReLU() if place < last else None)
+            for place, (a, b) in enumerate(pairs)
+        ])
+
+    project, predict = head(192, 512, 512, 128), head(128, 512, 128)
+    slow, slow_project = copy.deepcopy(backbone), copy.deepcopy(project)
+    for module in (slow, slow_project):
+        deactivate_requires_grad(module)
+    loss = lightly_ntxent(0.2)
+    parameters = [*backbone.swinViT.parameters(), *project.parameters(), *predict.parameters()]
+    optimizer = torch.optim.AdamW(parameters, 1e-3)
+
+    def run() -> None:
+        update_momentum(backbone.swinViT, slow.swinViT, m=0.9)
+        update_momentum(project, slow_project, m=0.9)
+        queries = [predict(project(encode(backbone, view)[-1].flatten(2).mean(2))) for view in (view_1, view_2)]
+        with torch.no_grad():
+            keys = [slow_project(encode(slow, view)[-1].flatten(2).mean(2)) for view in (view_1, view_2)]
+        value = loss(queries[0], keys[1]) + loss(queries[1], keys[0])
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

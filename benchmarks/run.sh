@@ -18,3 +18,4 @@ export OMP_NUM_THREADS=1 PYTHONPATH=.
 "$bench/bin/python" benchmarks/step.py
 "$bench/bin/python" benchmarks/moco.py
 "$bench/bin/python" benchmarks/pdcr.py
+"$bench/bin/python" benchmarks/swin.py

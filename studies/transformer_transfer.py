@@ -1,0 +1,166 @@
+"""What lets MoCo v3 learn on a small Swin encoder: settings of pre-training, each against the encoder it starts from.
+
+    python studies/transformer_transfer.py profile DATA... [--cells plain,standardised] [--workers 2]
+    python studies/transformer_transfer.py report [--write]
+
+DATA is "example" or a folder. For every draw a supervised source is trained on another task, and every cell pre-trains
+from the source. Held-out slices show whether a view finds its partner, and how many directions the features use; a
+linear probe on a draw of labelled people is scored on validation people. Test people are not read. Every row is added
+to studies/transformer_transfer.csv when its run has finished, and rows that are there are not run again.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import fire
+from arms import ROOT, Bench, append_row, read_rows, side_by_side
+from recipe import work_folder
+from tables import counted, differences, means, replace_between
+
+BUNDLE, RESULTS = "transformer_transfer", Path(__file__).with_suffix(".csv")
+PAGE = ROOT / "docs" / "methods" / "transformer_transfer.md"
+DRAWS = range(3)
+CELLS: dict[str, dict[str, object] | None] = {
+    "random": None,
+    "source": None,
+    "plain": {"views::standardise": False},
+    "standardised": {"views::standardise": True},
+    "inside": {"sample_size": [32, 32]},
+    "apart": {"loss::exclude_radius": 0.1},
+    "warm": {"loss::temperature": 1.0},
+    "slow": {"learning_rate": 0.0005},
+    "large": {"batch_size": 96},
+    "from random": {"initial_weights": "none"},
+}
+LABELS = {
+    "random": "random encoder", "source": "supervised source", "plain": "views as they are",
+    "standardised": "each view standardised (default)", "inside": "crops of 32 pixels, no padding",
+    "apart": "neighbours are no negatives", "warm": "temperature 1", "slow": "a quarter of the rate",
+    "large": "three times the batch", "from random": "from random weights",
+}
+FIGURES = {
+    "retrieval": "retrieval", "effective_rank": "effective rank", "numerical_rank": "numerical rank",
+    "participation_ratio": "participation ratio", "alarms": "alarms", "linear_dice": "linear Dice",
+}
+PROBE_RATES, PROBE_STEPS, HELD_OUT_SLICES = (0.003, 0.01, 0.03), 200, 512
+
+
+def profile(*data: str, cells: tuple | str = tuple(CELLS), workers: int = 2, place: str | None = None) -> None:
+    """Run what is missing."""
+    names = cells.split(",") if isinstance(cells, str) else cells
+    done = {(row["data"], row["cell"], row["draw"]) for row in read_rows(RESULTS)}
+    jobs = [(one, cell, draw) for draw in DRAWS for one in data for cell in names]
+    missing = [job for job in jobs if (Path(job[0]).name, job[1], str(job[2])) not in done]
+    side_by_side(one_cell, [(*job, str(work_folder(place))) for job in missing], workers)
+
+
+def one_cell(data: str, cell: str, draw: int, place: str) -> None:
+    """Pre-train with one cell from one draw's source, and write down the figures of its encoder and of its start."""
+    import torch
+
+    torch.set_num_threads(1)
+    bench, counter = Bench(BUNDLE, data, Path(place)), AlarmCounter()
+    source = train_source(bench, draw)
+    knobs = {"initial_weights": str(source), **(CELLS[cell] or {})}
+    if CELLS[cell] is None:
+        weights = "none" if cell == "random" else str(source)
+    else:
+        with counter:
+            weights = str(bench.pretrain(cell, draw, **knobs))
+    start = "none" if knobs["initial_weights"] == "none" else str(source)
+    figures, before = (look(bench, cell, draw, each) for each in (weights, start))
+    append_row(RESULTS, {
+        "data": bench.name, "cell": cell, "draw": draw, **figures, "retrieval_before": before["retrieval"],
+        "alarms": counter.alarms, "linear_dice": max(probe(bench, cell, draw, weights, rate) for rate in PROBE_RATES),
+    })
+
+
+def train_source(bench: Bench, draw: int) -> Path:
+    """Train the supervised source of a draw, once for all cells."""
+    import filelock
+
+    from medcl_monai.bundles import run_bundle
+
+    root = bench.root("source", draw)
+    path = root / "eval" / "source.pt"
+    with filelock.FileLock(f"{root}.lock"):
+        if not path.is_file():
+            files = [root / "configs" / name for name in ("train.json", "source.json")]
+            run_bundle(files, bundle_root=str(root), seed=draw)
+    return path
+
+
+def look(bench: Bench, cell: str, draw: int, weights: str) -> dict[str, float]:
+    """Figures of an encoder on held-out slices of validation people, through the views of the cell."""
+    from functools import partial
+
+    from medcl_monai import convert_swin, load_pretrained
+    from medcl_monai.diagnostics.held_out import held_out_figures
+
+    parser = bench.parser(cell, draw, "pretrain.json")
+    for name, value in (CELLS[cell] or {}).items():
+        parser[name] = value
+    entries = bench.split().validation
+    parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in entries]
+    backbone = parser.get_parsed_content("network_def").backbone
+    load_pretrained(weights, backbone, layout=partial(convert_swin, inputs="z-score"))
+    data, views = parser.get_parsed_content("train::dataset"), parser.get_parsed_content("views")
+    figures = held_out_figures(backbone.eval(), data, views, HELD_OUT_SLICES)
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def probe(bench: Bench, cell: str, draw: int, weights: str, rate: float) -> float:
+    """Mean Dice of validation people with a linear probe on the encoder."""
+    model, overlay = bench.folder(cell, draw) / "models" / f"probe-{rate:g}" / "model.pt", ["linear_probe.json"]
+    bench.tune(cell, draw, model, overlay, pretrained=weights, learning_rate=rate, steps=PROBE_STEPS)
+    return bench.score(cell, draw, model, "validation", overlay)
+
+
+class AlarmCounter(logging.Handler):
+    """Counts the alarms that the collapse monitor logs inside a with block."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.alarms = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count an alarm."""
+        self.alarms += record.getMessage().startswith("collapse at step")
+
+    def __enter__(self) -> None:
+        logging.getLogger("medcl_monai.handlers.collapse").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("medcl_monai.handlers.collapse").removeHandler(self)
+
+
+def report(write: bool = False) -> None:
+    """Print the tables; with --write, put them into the page of the method, between its marks."""
+    lines = tables(read_rows(RESULTS))
+    print("\n".join(lines))
+    if write:
+        replace_between(PAGE, "studies/transformer_transfer.py", lines)
+
+
+def tables(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Markdown: the figures of each cell, then its difference to the encoder that it starts from, and to the source."""
+    lines, cells = [], []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        of_data = [{**row, "arm": row["cell"]} for row in rows if row["data"] == data]
+        shown = {cell: LABELS[cell] for cell in CELLS if any(row["arm"] == cell for row in of_data)}
+        draws = len({row["draw"] for row in of_data})
+        lines += [f"{data}, {draws} draws:", "", *means(of_data, shown, FIGURES), ""]
+        gained = [{**row, "gain": str(float(row["retrieval"]) - float(row["retrieval_before"]))} for row in of_data]
+        trained = {cell: label for cell, label in shown.items() if CELLS[cell] is not None}
+        lines += [f"{data}, retrieval minus that of the start, through the same views:", ""]
+        lines += [*means(gained, trained, {"gain": "retrieval, gained"}), ""]
+        controls = [cell for cell in ("source", "random") if cell in shown]
+        table, values = differences(of_data, shown, controls, {"linear_dice": "linear Dice"})
+        lines, cells = [*lines, f"{data}, paired differences:", "", *table, ""], [*cells, *values]
+    return [*lines, counted(cells)]
+
+
+if __name__ == "__main__":
+    sys.exit(fire.Fire({"profile": profile, "report": report}))
