@@ -56,12 +56,10 @@ class MoCoV3Loss(TermLoss):
         if self.weight == 0:
             return {}
         masked = None if self.exclude_radius is None else self._excluded(output)
-        first = first_row(output["query_1"])
-        rows = sum(
-            mocov3_rows(output[query], gather(output[key].detach()), self.temperature, masked, first)
-            for query, key in (("query_1", "key_2"), ("query_2", "key_1"))
-        )
-        return {"contrast": self.weight * mean_over_processes(rows)}
+        queries = torch.stack([output["query_1"], output["query_2"]])
+        keys = torch.stack([gather(output[key].detach()) for key in ("key_2", "key_1")])
+        rows = mocov3_rows(queries, keys, self.temperature, masked, first_row(output["query_1"]))
+        return {"contrast": self.weight * mean_over_processes(rows.sum(0))}
 
     def _excluded(self, output: Mapping[str, Tensor]) -> Bool[Tensor, "batch keys"]:
         subject, position = output["subject"], output["position"]
@@ -102,22 +100,23 @@ def mocov3(
         >>> round(float(mocov3(*[torch.eye(8)] * 4, 1.0)), 6)
         5.096035
     """
-    return (mocov3_rows(query_1, key_2, temperature) + mocov3_rows(query_2, key_1, temperature)).mean()
+    rows = mocov3_rows(torch.stack([query_1, query_2]), torch.stack([key_2, key_1]), temperature)
+    return rows.mean() * 2
 
 
 @full_precision
 def mocov3_rows(
-    query: Float[Tensor, "batch dim"],
-    key: Float[Tensor, "keys dim"],
+    query: Float[Tensor, "directions batch dim"],
+    key: Float[Tensor, "directions keys dim"],
     temperature: float,
     masked: Bool[Tensor, "batch keys"] | None = None,
     first: int = 0,
-) -> Float[Tensor, " batch"]:
-    """Compute one direction of the loss for each query; `mocov3` gives the formula.
+) -> Float[Tensor, "directions batch"]:
+    """Compute the loss of each query, for several directions at once; `mocov3` gives the formula.
 
     Args:
-        query: queries of this process.
-        key: keys of all processes.
+        query: queries of this process, of each direction.
+        key: keys of all processes, of each direction.
         temperature: τ, above 0.
         masked: for each query, the keys that are not used as negatives; None: all keys are negatives.
         first: place of the first query's own key; the own keys follow each other.
@@ -126,11 +125,13 @@ def mocov3_rows(
         ValueError: `temperature` is not above 0, or a query has no key.
     """
     check_temperature(temperature)
-    if first + len(query) > len(key):
-        raise ValueError(f"{len(query)} queries from place {first} need as many keys, got {len(key)}")
-    q = F.normalize(query, dim=1) / temperature
-    logits = q @ F.normalize(key.detach().to(q), dim=1).T
+    count = query.shape[1]
+    if first + count > key.shape[1]:
+        raise ValueError(f"{count} queries from place {first} need as many keys, got {key.shape[1]}")
+    q = F.normalize(query, dim=2) / temperature
+    logits = q @ F.normalize(key.detach().to(q), dim=2).mT
     if masked is not None:
         logits = logits.masked_fill(masked, LEAST)
-    own = torch.arange(first, first + len(query), device=logits.device)
-    return 2 * temperature * F.cross_entropy(logits, own, reduction="none")
+    own = torch.arange(first, first + count, device=logits.device)
+    rows = F.cross_entropy(logits.flatten(0, 1), own.repeat(len(query)), reduction="none")
+    return 2 * temperature * rows.unflatten(0, query.shape[:2])
