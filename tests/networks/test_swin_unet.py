@@ -50,6 +50,18 @@ def test_the_last_norm_belongs_to_the_encoder_and_nothing_is_normalised_before()
     torch.testing.assert_close(maps[4].movedim(1, -1), net.norm(hidden[4].movedim(1, -1)))
 
 
+def test_the_expanded_map_stands_before_the_skip_connection():
+    """As the authors join them: the order belongs to the layout of the weights."""
+    net = small(drop_path_rate=0.0).eval()
+    maps = encode(net, torch.rand(1, 1, 64, 64))
+    width = net.decoder.skip[0].out_features
+    net.decoder.skip[0].weight.data[:, width:] = 0
+    without = [*maps[:2], torch.zeros_like(maps[2]), *maps[3:]]
+    assert torch.equal(decode(net, maps, 1), decode(net, without, 1))
+    net.decoder.skip[0].weight.data[:, width:] = 1
+    assert not torch.equal(decode(net, maps, 1), decode(net, without, 1))
+
+
 def test_a_patch_becomes_a_block_of_pixels_in_the_order_of_the_axes():
     layer = PatchExpanding(2, 1, 1, 2)
     layer.norm = nn.Identity()
