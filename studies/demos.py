@@ -4,7 +4,7 @@
     python studies/demos.py report [--write]
 
 DATA is "example" or a folder. `run` calls the demo, one after the other, and replaces the rows of the same bundle and
-data in studies/demos.csv. The time is of the machine that ran the demos, with nothing else to do.
+data in studies/demos.csv. The minutes are wall time, so other jobs on the machine count.
 """
 
 import csv

@@ -80,8 +80,8 @@ def test_every_multiple_of_eight_patches_is_taken(side):
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match=r"SwinUNet2D: side 60 of \(60, 64\) is not a multiple of 16 = 8 x patch_si"):
-        SwinUNet2D(patch_size=2, embed_dim=24, window_size=4)(torch.rand(1, 1, 60, 64))
+    with pytest.raises(ValueError, match=r"SwinUNet2D: side 56 of \(56, 64\) is not a multiple of 16 = 8 x patch_si"):
+        SwinUNet2D(patch_size=2, embed_dim=24, window_size=4)(torch.rand(1, 1, 56, 64))
     with pytest.raises(ValueError, match="SwinUNet3D: embed_dim 97 must be a multiple of its 3 attention heads"):
         SwinUNet3D(embed_dim=97)
     with pytest.raises(ValueError, match=r"depths 4 numbers from 1.*got 2, \(2, 2\)"):
