@@ -148,7 +148,8 @@ def size_rule(bundle: str | Path) -> SizeRule:
     pretraining = configs / "pretrain.json"
     knobs = json.loads((pretraining if pretraining.is_file() else configs / "train.json").read_text(encoding="utf-8"))
     extent = knobs.get("sample_size") or knobs.get("view_size") or knobs["roi_size"]
-    return SizeRule(min(extent), multiple=int(str(shape[0]).split("*")[0]), sampled="sample_size" in knobs)
+    multiple = int(str(shape[0]).split("*")[0])
+    return SizeRule(min(extent), multiple, sampled="sample_size" in knobs, pretrains=pretraining.is_file())
 
 
 def set_knobs(path: Path, knobs: Mapping[str, object]) -> None:

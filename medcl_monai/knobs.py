@@ -10,14 +10,15 @@ from beartype import BeartypeConf, beartype
 
 # words for None: MONAI drops an override of None without a message, so the value in the config file would be used
 NONE_WORDS = ("none", "null")
+BOOLEAN_WORDS = {"true": True, "false": False}  # as configs and the tables of knobs write them
 _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # accepts an int for a float: JSON writes 1 for 1.0
 
 
 def knob_types(function: Callable) -> Callable:
     """Decorate a function that configs call, so that each call checks the types of the arguments.
 
-    An argument that may be None also accepts the words "none" and "null", so that ``--clip none`` works on a command
-    line.
+    An argument that may be None also accepts the words "none" and "null", and an argument that is true or false the
+    words "true" and "false", so that ``--clip none`` and ``--amp true`` work on a command line.
 
     Raises:
         beartype.roar.BeartypeCallHintParamViolation: an argument has a wrong type; the error names the function, the
@@ -31,18 +32,24 @@ def knob_types(function: Callable) -> Callable:
         (1.0, 3.0)
     """
     parameters = inspect.signature(function).parameters
-    optional = {name for name, parameter in parameters.items() if NoneType in get_args(parameter.annotation)}
+    words = {name: meanings for name, parameter in parameters.items() if (meanings := _words(parameter.annotation))}
     checked, names = _checked(function), list(parameters)
 
     @functools.wraps(function)
     def with_words(*arguments: object, **named: object) -> object:
         placed = dict(zip(names, arguments, strict=False))
-        values = [None if name in optional and _is_word(value) else value for name, value in placed.items()]
-        others = {name: None if name in optional and _is_word(value) else value for name, value in named.items()}
+        values = [_meant(value, words.get(name, {})) for name, value in placed.items()]
+        others = {name: _meant(value, words.get(name, {})) for name, value in named.items()}
         return checked(*values, *arguments[len(names) :], **others)
 
-    return with_words if optional else checked
+    return with_words if words else checked
 
 
-def _is_word(value: object) -> bool:
-    return isinstance(value, str) and value in NONE_WORDS
+def _words(annotation: object) -> dict[str, object]:
+    """Return the words that an argument of this type accepts, with their values."""
+    of_none = dict.fromkeys(NONE_WORDS) if NoneType in get_args(annotation) else {}
+    return of_none | (BOOLEAN_WORDS if bool in (annotation, *get_args(annotation)) else {})
+
+
+def _meant(value: object, words: dict[str, object]) -> object:
+    return words.get(value, value) if isinstance(value, str) else value

@@ -141,3 +141,24 @@ def test_values_are_set_in_place_and_what_a_config_lacks_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no 'network_def::feature'"):
         set_knobs(path, {"steps": 500, "network_def::feature": 1})
     assert path.read_text(encoding="utf-8") == written
+
+
+def test_what_an_overlay_sets_is_left_to_the_overlay_and_knobs_of_the_plan_are_passed(tmp_path, monkeypatch):
+    from medcl_monai.bundles import read_plan
+    from medcl_monai.commands import demo
+
+    (tmp_path / "configs").mkdir()
+    for name, text in {
+        "demo.json": '{"before": ["a.json", {"configs": ["a.json", "b.json"], "steps": 3}], "arms": {"x": {}}}',
+        "a.json": '{"dataset_dir": null, "steps": 1}', "b.json": '{"dataset_dir": "own"}',
+    }.items():
+        (tmp_path / "configs" / name).write_text(text, encoding="utf-8")
+    runs = []
+    monkeypatch.setattr(demo, "run_bundle", lambda files, **knobs: runs.append(([file.name for file in files], knobs)))
+    plan = read_plan(tmp_path)
+    assert [run.name for run in plan.before] == ["a", "b"]
+    for run in plan.before:
+        demo.prepare(tmp_path, run, {"dataset_dir": "mine", "seed": 0})
+    assert runs == [
+        (["a.json"], {"dataset_dir": "mine", "seed": 0}), (["a.json", "b.json"], {"seed": 0, "steps": 3}),
+    ]

@@ -29,3 +29,14 @@ def test_a_whole_number_is_a_float_and_a_list_a_sequence():
 def test_another_type_is_named_with_its_value(arguments, said):
     with pytest.raises(BeartypeCallHintParamViolation, match=said):
         setting(**arguments)
+
+
+def test_words_of_the_command_line_stand_for_none_and_for_true_and_false():
+    @knob_types
+    def switched(amp: bool, clip: float | None = 1.0, gate: bool | None = True, name: str = "x") -> tuple:
+        return amp, clip, gate, name
+
+    assert switched("true", "none", "false", "true") == (True, None, False, "true")
+    assert switched(amp="false", gate="null") == (False, 1.0, None, "x")
+    with pytest.raises(BeartypeCallHintParamViolation, match="amp='yes'"):
+        switched("yes")

@@ -11,6 +11,7 @@ from medcl_monai.overrides import RULED, target_of
 
 METHOD = ("network_def", "views", "loss", "parameters", "optimizer")  # components whose literal arguments are knobs
 WRITTEN_ALONE = {"parameters"}  # what a config leaves out here is an object, or has no effect without one
+FUNCTION = re.compile(r"\$medcl_monai\.\w+")  # a function of this package as an argument, which is a choice like others
 PLUMBING = {"_desc_", "imports", "num_classes"}
 
 
@@ -83,7 +84,7 @@ def arguments_of(name: str, component: Mapping[str, object]) -> Iterator[Knob]:
     for key, value in component.items():
         if isinstance(value, Mapping) and "_target_" in value:
             yield from arguments_of(f"{name}::{key}", value)
-        elif not key.startswith("_") and not str(value).startswith(("@", "$")):
+        elif not key.startswith("_") and (FUNCTION.fullmatch(str(value)) or not str(value).startswith(("@", "$"))):
             yield Knob(f"{name}::{key}", shown(value), meanings.get(key, ""), library=library)
     for key, parameter in inspect.signature(target).parameters.items():
         optional = key not in component and parameter.default is not parameter.empty
@@ -122,7 +123,7 @@ def argument_meanings(target: object) -> dict[str, str]:
 
 def shown(value: object) -> str:
     """A value as a config writes it; what is computed says so."""
-    if isinstance(value, str) and value.startswith("$"):
+    if isinstance(value, str) and value.startswith("$") and not FUNCTION.fullmatch(value):
         return f"computed: {value[1:]}"
     if value is None:
         return "none"  # the word that a command line takes

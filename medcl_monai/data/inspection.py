@@ -24,11 +24,13 @@ class SizeRule:
         multiple: the sides of the region of interest, in pixels, must be multiples of this number.
         sampled: whether the views are cropped from larger samples; if so, slices should fit into a sample, whose size
             is the knob ``sample_size``.
+        pretrains: whether the bundle pre-trains, and has a pretrain.json.
     """
 
     extent: int = 128
     multiple: int = 16
     sampled: bool = False
+    pretrains: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Inspection:
         structures: label values mapped to the names of the structures, without background.
         knobs: names of the suggested knobs mapped to their values: structures (if the data set has any), pixel_spacing,
             roi_size and, for a bundle with samples larger than the views, sample_size.
+        pretrains: whether the knobs are for a bundle that pre-trains.
     """
 
     folder: str
@@ -59,6 +62,7 @@ class Inspection:
     shares: Mapping[int, float]
     structures: Mapping[str, str]
     knobs: Mapping[str, object]
+    pretrains: bool = True
 
     def __str__(self) -> str:
         lines = [
@@ -79,7 +83,9 @@ class Inspection:
             for first in (False, True)
         )
         pasted += f' --pixel_spacing "{self.knobs["pixel_spacing"]}"'
-        return "\n".join([*lines, f"for pretrain.json: {pretraining}", f"for the other configs: {pasted}"])
+        if self.pretrains:
+            return "\n".join([*lines, f"for pretrain.json: {pretraining}", f"for the other configs: {pasted}"])
+        return "\n".join([*lines, f"for train.json and inference.json: {pasted}"])
 
 
 def inspect_dataset(
@@ -137,6 +143,7 @@ def inspect_dataset(
         shares=shares,
         structures=structures,
         knobs=_knobs(sizes, spacings, structures, rule),
+        pretrains=rule.pretrains,
     )
 
 

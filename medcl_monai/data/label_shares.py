@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medcl_monai.data.slices import SliceDataset
 from medcl_monai.knobs import knob_types
+from medcl_monai.transforms.postprocessing import unknown_label
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,7 @@ def label_shares(dataset: SliceDataset, num_classes: int) -> Float[Tensor, " cla
     counts = dataset.label_counts()
     for entry, count in zip(dataset.data, counts, strict=True):
         if outside := np.nonzero(count[num_classes:])[0].tolist():
-            raise ValueError(
-                f"{entry['label']} holds the label value {outside[0] + num_classes}: "
-                f"0 to {num_classes - 1} are expected (structures)"
-            )
+            raise ValueError(unknown_label(entry["label"], outside[0] + num_classes, num_classes))
     voxels = np.sum(counts, axis=0)[:num_classes]
     if absent := np.nonzero(voxels == 0)[0].tolist():
         logger.warning(

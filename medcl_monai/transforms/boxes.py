@@ -119,7 +119,10 @@ class LabelBoxes:
         sides = [_per_axis(entry, len(label_size)) for entry in self.sides[name]]
         for entry in sides:
             if large := [side for side, extent in zip(entry, label_size, strict=True) if side > extent]:
-                raise ValueError(f"LabelBoxes: box side {large[0]} is larger than the label {tuple(label_size)}")
+                raise ValueError(
+                    f"LabelBoxes: box side {large[0]} of the tap {name!r} is larger than the label "
+                    f"{tuple(label_size)}, which is as large as the sample (roi_size)"
+                )
         by_axis = zip(places, size, label_size, zip(*sides, strict=True), strict=True)
         return [box_bounds(*of_axis, self.centre) for of_axis in by_axis]
 

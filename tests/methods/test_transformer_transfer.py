@@ -6,13 +6,14 @@ from monai.networks.layers import DropPath
 from monai.networks.nets import SwinUNETR
 
 from medcl_monai.handlers.momentum_schedule import MomentumSchedule
+from medcl_monai.losses.local import local_infonce
 from medcl_monai.methods.transformer_transfer import SwinMoCo, SwinMoCoLoss, SwinMoCoViews
 from medcl_monai.networks.encode import decode, encode
 from medcl_monai.networks.merging import LegacyPatchMerging
 from medcl_monai.networks.momentum import MomentumCopy, momentum_at
 from medcl_monai.networks.swin_unet import SwinUNet
 from medcl_monai.transforms.crop_views import CropViews
-from medcl_monai.transforms.regions import draw_regions
+from medcl_monai.transforms.regions import draw_regions, sample_regions
 
 SMALL = {"projector_width": 32, "projection_dim": 16, "momentum": 0.9}
 
@@ -167,7 +168,15 @@ def test_both_directions_of_the_dense_term_find_the_same_places():
     code = [torch.cat([part, 1 - part.square()], -1).movedim(-1, 1) for part in (grid, other)]  # place in the sample
     output = {"dense_query_1": code[0], "dense_key_2": code[1], "dense_query_2": code[1], "dense_key_1": code[0]}
     loss = SwinMoCoLoss(contrast_weight=0.0, dense_weight=1.0, dense_temperature=0.01, min_distance=0.0)
+    first, second = (code[0], regions.points_1), (code[1], regions.points_2)
+    pairs = ((*first, *second), (*second, *first))
+    near = torch.zeros(2, 8, 8, dtype=torch.bool)
+    directions = [
+        local_infonce(sample_regions(query, ours), sample_regions(key, theirs), regions.valid, near, 0.01)
+        for query, ours, key, theirs in pairs
+    ]
     right = float(loss(output, {**target, "regions": regions})["dense"])
+    assert right == pytest.approx(float(sum(directions)) / 2, rel=1e-5)
     swapped = regions._replace(points_1=regions.points_2, points_2=regions.points_1)
     wrong = float(loss(output, {**target, "regions": swapped})["dense"])
     assert right < wrong / 2

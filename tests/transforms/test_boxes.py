@@ -209,9 +209,9 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_a_box_larger_than_the_label_is_refused():
-    with pytest.raises(ValueError, match=r"box side 65 is larger than the label \(64, 64\)"):
+    with pytest.raises(ValueError, match=r"side 65 of the tap 'map' is larger than the label \(64, 64\), .*roi_size"):
         LabelBoxes({"map": [5, 65]}, 2)(torch.zeros(1, 1, 64, 64), {"map": (32, 32)})
-    with pytest.raises(ValueError, match=r"box side 20 is larger than the label \(64, 16\)"):
+    with pytest.raises(ValueError, match=r"box side 20 of the tap 'map' is larger than the label \(64, 16\)"):
         LabelBoxes({"map": [[40, 20]]}, 2)(torch.zeros(1, 1, 64, 16), {"map": (32, 8)})
     with pytest.raises(ValueError, match="one number, or one per axis of a 2D label"):
         LabelBoxes({"map": [[5, 5, 5]]}, 2)(torch.zeros(1, 1, 64, 64), {"map": (32, 32)})

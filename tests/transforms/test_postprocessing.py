@@ -1,3 +1,5 @@
+import re
+
 import nibabel
 import numpy as np
 import pytest
@@ -55,3 +57,11 @@ def test_probabilities_and_not_classes_are_brought_back(entry):
     torch.testing.assert_close(back.sum(0).as_tensor(), torch.ones(back.shape[1:]))
     kept = torch.isin(back.as_tensor(), soft.as_tensor()).float().mean()
     assert float(kept) < 0.9  # the nearest values alone would all be values of the prepared grid
+
+
+def test_a_label_value_above_the_classes_is_named_with_its_file(entry):
+    prepare = preprocessing(["image", "label"], 1.0, spatial_dims=3, keep_grid="label")
+    with pytest.raises(RuntimeError) as error:
+        postprocessing(prepare, one_hot=2)(perfect(prepare(entry)))
+    said = r"label.nii.gz holds the label value 2: 0 to 1 are expected \(structures\)"
+    assert re.search(said, str(error.value.__cause__))
