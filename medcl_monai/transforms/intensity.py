@@ -11,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+CONSTANT = 1e-10  # a variance up to this size is that of rounding errors
+
+
 def gamma(
     x: Float[Tensor, "batch channels *size"], amount: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "batch channels *size"]:
@@ -101,8 +104,9 @@ def standardise(x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batc
         x: images (B, C, *S).
     """
     rows = x.flatten(2)
-    deviation, mean = torch.std_mean(rows, 2, correction=0, keepdim=True)
-    return ((rows - mean) / deviation.clamp(min=1e-6)).view_as(x)
+    centred = rows - rows.mean(2, keepdim=True)
+    variance = centred.square().mean(2, keepdim=True)  # torch.std_mean takes ten times as long on a CPU
+    return (centred * torch.where(variance > CONSTANT, variance.rsqrt(), 0.0)).view_as(x)
 
 
 def _per_sample(values: Float[Tensor, " batch"], x: Float[Tensor, "batch channels *size"]) -> Tensor:
