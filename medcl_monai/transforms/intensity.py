@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-
 CONSTANT = 1e-10  # a variance up to this size is that of rounding errors
 
 
