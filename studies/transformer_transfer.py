@@ -7,6 +7,7 @@ DATA is "example" or a folder. For every draw a supervised source is trained on 
 from the source. Held-out slices show whether a view finds its partner, and how many directions the features use; a
 linear probe on a draw of labelled people is scored on validation people. Test people are not read. Every row is added
 to studies/transformer_transfer.csv when its run has finished, and rows that are there are not run again.
+studies/swin_arms.py compares the ways into encoder and decoder.
 """
 
 import logging
