@@ -1,6 +1,6 @@
 """What lets MoCo v3 learn on a small Swin encoder: settings of pre-training, each against the encoder it starts from.
 
-    python studies/transformer_transfer.py profile DATA... [--cells plain,standardised] [--workers 2]
+    python studies/transformer_transfer.py profile DATA... [--cells default,plain] [--workers 2]
     python studies/transformer_transfer.py report [--write]
 
 DATA is "example" or a folder. For every draw a supervised source is trained on another task, and every cell pre-trains
@@ -23,23 +23,32 @@ from tables import counted, differences, means, replace_between
 BUNDLE, RESULTS = "transformer_transfer", Path(__file__).with_suffix(".csv")
 PAGE = ROOT / "docs" / "methods" / "transformer_transfer.md"
 DRAWS = range(3)
+MILD = {
+    "views::crops::area_range": [0.8, 1.0], "views::crops::aspect": 1.05, "views::crops::rotation": 5.0,
+    "views::crops::gamma": 0.1, "views::crops::contrast": 0.08, "views::crops::shift": 0.04,
+    "views::crops::noise": 0.015,
+}
 CELLS: dict[str, dict[str, object] | None] = {
     "random": None,
     "source": None,
+    "default": {},
     "plain": {"views::standardise": False},
-    "standardised": {"views::standardise": True},
     "inside": {"sample_size": [32, 32]},
+    "mild": MILD,
     "apart": {"loss::exclude_radius": 0.1},
     "warm": {"loss::temperature": 1.0},
-    "slow": {"learning_rate": 0.0005},
+    "fast": {"learning_rate": 0.002},
+    "slow": {"learning_rate": 0.0001},
+    "long": {"steps": 300},
     "large": {"batch_size": 96},
     "from random": {"initial_weights": "none"},
 }
 LABELS = {
-    "random": "random encoder", "source": "supervised source", "plain": "views as they are",
-    "standardised": "each view standardised (default)", "inside": "crops of 32 pixels, no padding",
-    "apart": "neighbours are no negatives", "warm": "temperature 1", "slow": "a quarter of the rate",
-    "large": "three times the batch", "from random": "from random weights",
+    "random": "random encoder", "source": "supervised source", "default": "the bundle's pretrain.json",
+    "plain": "views not standardised", "inside": "crops of 32 pixels, no padding", "mild": "milder views",
+    "apart": "neighbours are no negatives", "warm": "temperature 1", "fast": "learning rate 2e-3",
+    "slow": "learning rate 1e-4", "long": "three times the steps", "large": "three times the batch",
+    "from random": "from random weights",
 }
 FIGURES = {
     "retrieval": "retrieval", "effective_rank": "effective rank", "numerical_rank": "numerical rank",
