@@ -126,3 +126,22 @@ def test_a_setting_replaces_the_default_only_if_it_is_clearly_better():
     assert pdcr_uafs.preferred(sweep([0.3, -0.1, 0.0])) == pdcr_uafs.DEFAULT
     with pytest.raises(ValueError, match="the sweep is not complete"):
         pdcr_uafs.preferred(sweep([0, 0, 0])[:5])
+
+
+def test_a_variant_is_shown_when_all_of_its_runs_are_done_and_counted_before():
+    import recipe
+
+    cells = [(rate, scale) for rate in recipe.RATES for scale in recipe.SCALES]
+    rows = [
+        row(start, *cell, draw, 0.5, data=data) for start in recipe.STARTS[:2] for cell in cells
+        for draw in recipe.DRAWS for data in ("example", "other")
+    ]
+    part = [row("no_blank", *cell, 0, 0.6) for cell in cells]
+    text = "\n".join(recipe.tables([*rows, *part], "jcl"))
+    assert "pre-trained without blank slices: 4 of 20 runs are done." in text
+    assert "| rate, scale | scratch | pre-trained |" in text
+    whole = [row("no_blank", *cell, draw, 0.6) for cell in cells for draw in recipe.DRAWS]
+    text = "\n".join(recipe.tables([*rows, *whole], "jcl"))
+    assert "| rate, scale | scratch | pre-trained | pre-trained without blank slices |" in text
+    assert "pre-trained without blank slices minus scratch" in text
+    assert "of 20 runs" not in text
