@@ -133,8 +133,8 @@ def test_a_variant_is_shown_when_all_of_its_runs_are_done_and_counted_before():
 
     cells = [(rate, scale) for rate in recipe.RATES for scale in recipe.SCALES]
     rows = [
-        row(start, *cell, draw, 0.5 + 0.01 * draw**2 * len(start), data=data) for start in recipe.STARTS[:2] for cell in cells
-        for draw in recipe.DRAWS for data in ("example", "other")
+        row(start, *cell, draw, 0.5 + 0.01 * draw**2 * len(start), data=data)
+        for start in recipe.STARTS[:2] for cell in cells for draw in recipe.DRAWS for data in ("example", "other")
     ]
     part = [row("no_blank", *cell, 0, 0.6) for cell in cells]
     text = "\n".join(recipe.tables([*rows, *part], "jcl"))
