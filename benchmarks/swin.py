@@ -63,13 +63,13 @@ def queries(loss: Callable[..., Tensor], batch: Tensor) -> Callable[[], tuple[Te
     return step(lambda query_1, query_2: loss(query_1, query_2, *batch[2:], TEMPERATURE), *batch[:2])
 
 
-def backbone(rate: float = 0.0) -> SwinUNet2D:
+def backbone() -> SwinUNet2D:
     """The bundle's segmenter."""
     torch.manual_seed(0)
-    return SwinUNet2D(1, 3, patch_size=2, embed_dim=24, window_size=4, drop_path_rate=rate)
+    return SwinUNet2D(1, 3, patch_size=2, embed_dim=24, window_size=4, drop_path_rate=0.0)
 
 
-def network(views: dict[str, Tensor]) -> SwinMoCo:
+def network() -> SwinMoCo:
     """The bundle's pre-training network."""
     return SwinMoCo(backbone(), 512, 128, momentum=0.9, freeze_patch=True)
 
@@ -127,7 +127,7 @@ def steps() -> None:
     """The momentum pass against the query pass, and a whole step against one from lightly's parts."""
     pair = {f"view_{view}": torch.rand(16, 1, SIDE, SIDE) for view in (1, 2)}
     pair |= {"subject": torch.arange(16), "position": torch.rand(16)}
-    net, loss, image = network(pair), SwinMoCoLoss(TEMPERATURE), torch.rand(16, 1, SIDE, SIDE)
+    net, loss, image = network(), SwinMoCoLoss(TEMPERATURE), torch.rand(16, 1, SIDE, SIDE)
     net.backbone.requires_grad_(True)
 
     def query() -> None:
@@ -141,7 +141,7 @@ def steps() -> None:
     seconds = cpu_seconds({"key": key, "query": query}, 5)
     memory = peak_megabytes(key), peak_megabytes(query)
     print(row("momentum pass, 16 of 64x64", seconds["key"], "query pass", seconds["query"], 0.45, memory), flush=True)
-    net = network(pair)
+    net = network()
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-3)
 
     def whole() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import fire
 import recipe
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
-from tables import counted, differences, means, replace_between
+from tables import counted, differences, means, show
 
 BUNDLE, RESULTS = "decorrelated_moco", Path(__file__).with_suffix(".csv")
 PAGE = ROOT / "docs" / "methods" / "decorrelated_moco.md"
@@ -114,10 +114,7 @@ def look(bench: Bench, start: str, draw: int, weights: Path) -> dict[str, float]
 
 def report(write: bool = False) -> None:
     """Print the tables; with --write, put them into the page of the method, between its marks."""
-    lines = tables(read_rows(RESULTS))
-    print("\n".join(lines))
-    if write:
-        replace_between(PAGE, "studies/decorrelated_moco.py", lines)
+    show(tables(read_rows(RESULTS)), PAGE, "studies/decorrelated_moco.py", write)
 
 
 def tables(rows: Sequence[dict[str, str]]) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import fire
 import numpy as np
 from arms import EXAMPLE, ROOT, read_rows
-from tables import interval, replace_between
+from tables import interval, show
 
 RESULTS, PAGE = Path(__file__).with_suffix(".csv"), ROOT / "README.md"
 BUNDLES = ("jcl", "decorrelated_moco", "pdcr_uafs")
@@ -71,10 +71,7 @@ def collect(bundle: str, data: str, minutes: float, gigabytes: float) -> None:
 
 def report(write: bool = False) -> None:
     """Print the table; with --write, put it into the README, between its marks."""
-    lines = table(read_rows(RESULTS))
-    print("\n".join(lines))
-    if write:
-        replace_between(PAGE, "studies/demos.py", lines)
+    show(table(read_rows(RESULTS)), PAGE, "studies/demos.py", write)
 
 
 def table(rows: list[dict[str, str]]) -> list[str]:

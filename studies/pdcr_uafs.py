@@ -20,7 +20,7 @@ import fire
 import numpy as np
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
 from recipe import work_folder
-from tables import counted, differences, means, replace_between
+from tables import counted, differences, means, show
 
 from medcl_monai.commands.demo_report import t_interval
 
@@ -135,10 +135,7 @@ def preferred(rows: Sequence[dict[str, str]]) -> str:
 
 def report(write: bool = False) -> None:
     """Print the tables; with --write, put them into the page of the method, between its marks."""
-    lines = tables(read_rows(RESULTS))
-    print("\n".join(lines))
-    if write:
-        replace_between(PAGE, "studies/pdcr_uafs.py", lines)
+    show(tables(read_rows(RESULTS)), PAGE, "studies/pdcr_uafs.py", write)
 
 
 def tables(rows: Sequence[dict[str, str]]) -> list[str]:

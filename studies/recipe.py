@@ -16,7 +16,7 @@ from pathlib import Path
 
 import fire
 from arms import EXAMPLE, ROOT, Bench, append_row, read_rows, side_by_side
-from tables import by_draw, counted, differences, interval, replace_between
+from tables import by_draw, counted, differences, interval, show
 
 RESULTS, PAGE = Path(__file__).with_suffix(".csv"), ROOT / "docs" / "fine_tuning.md"
 BUNDLES = ("jcl", "decorrelated_moco")
@@ -157,10 +157,7 @@ def choice(
 def report(write: bool = False) -> None:
     """Print the tables of all bundles; with --write, put them into the page, between its marks."""
     for bundle in BUNDLES:
-        lines = tables(read_rows(RESULTS), bundle)
-        print("\n".join(lines))
-        if write:
-            replace_between(PAGE, f"studies/recipe.py {bundle}", lines)
+        show(tables(read_rows(RESULTS), bundle), PAGE, f"studies/recipe.py {bundle}", write)
 
 
 def tables(rows: list[dict[str, str]], bundle: str) -> list[str]:

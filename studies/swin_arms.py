@@ -17,7 +17,7 @@ from pathlib import Path
 import fire
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
 from recipe import work_folder
-from tables import counted, differences, means, replace_between
+from tables import counted, differences, means, show
 from transformer_transfer import train_source
 
 BUNDLE, RESULTS = "transformer_transfer", Path(__file__).with_suffix(".csv")
@@ -85,7 +85,7 @@ def weights_of(bench: Bench, name: str, draw: int) -> str:
     return str(bench.pretrain(name, draw, initial_weights=start, **knobs))
 
 
-def composed(bench: Bench, draw: int, encoder: str, decoder: str, name: str) -> Path:
+def composed(bench: Bench, draw: int, encoder: str, decoder: str | None, name: str) -> Path:
     """A file of the encoder of one file, and of the decoder that another file holds or that its encoder mirrors."""
     import torch
 
@@ -94,14 +94,16 @@ def composed(bench: Bench, draw: int, encoder: str, decoder: str, name: str) -> 
 
     path = bench.folder("composed", draw) / f"{name}.pt"
     if not path.is_file():
-        own = bench.parser("composed", draw, "train.json").get_parsed_content("network_def").state_dict()
-        weights, other = (torch.load(file, map_location="cpu", weights_only=True) for file in (encoder, decoder))
+        weights = torch.load(encoder, map_location="cpu", weights_only=True)
         kept = {name: value for name, value in weights.items() if name.startswith(("swinViT.", "norm."))}
-        mirrored = {n: v for n, v in mirror_decoder(other, own).items() if n.startswith("decoder.")}
-        if "out.weight" in other:  # of a whole segmenter the blocks are mirrored, not taken
-            encoder_of = {n: v for n, v in other.items() if not n.startswith("decoder.")}
-            mirrored = {n: v for n, v in mirror_decoder(encoder_of, own).items() if n.startswith("decoder.")}
-        write_atomically(path, lambda target: torch.save({**kept, **mirrored}, target))
+        if decoder is not None:
+            own = bench.parser("composed", draw, "train.json").get_parsed_content("network_def").state_dict()
+            other = torch.load(decoder, map_location="cpu", weights_only=True)
+            if "out.weight" in other:  # a whole segmenter: its encoder is mirrored, its decoder is not taken
+                other = {name: value for name, value in other.items() if not name.startswith("decoder.")}
+            other = mirror_decoder(other, own)
+            kept |= {name: value for name, value in other.items() if name.startswith("decoder.")}
+        write_atomically(path, lambda target: torch.save(kept, target))
     return path
 
 
@@ -111,23 +113,8 @@ def start_of(bench: Bench, arm: str, draw: int) -> str:
     first = weights_of(bench, encoder, draw)
     if first == "none" or knobs.get("whole"):
         return first
-    if decoder is None:
-        return str(encoder_alone(bench, draw, first, arm))
-    return str(composed(bench, draw, first, weights_of(bench, decoder, draw), arm))
-
-
-def encoder_alone(bench: Bench, draw: int, file: str, name: str) -> Path:
-    """A file of the encoder of another file."""
-    import torch
-
-    from medcl_monai.files import write_atomically
-
-    path = bench.folder("composed", draw) / f"{name}.pt"
-    if not path.is_file():
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-        kept = {name: value for name, value in weights.items() if name.startswith(("swinViT.", "norm."))}
-        write_atomically(path, lambda target: torch.save(kept, target))
-    return path
+    other = None if decoder is None else weights_of(bench, decoder, draw)
+    return str(composed(bench, draw, first, other, arm))
 
 
 def tune(bench: Bench, arm: str, draw: int, rate: float) -> Path:
@@ -181,10 +168,7 @@ def chosen(rows: Sequence[dict[str, str]], data: str, arm: str) -> float:
 
 def report(write: bool = False) -> None:
     """Print the tables; with --write, put them into the page of the method, between its marks."""
-    lines = tables(read_rows(RESULTS))
-    print("\n".join(lines))
-    if write:
-        replace_between(PAGE, "studies/swin_arms.py", lines)
+    show(tables(read_rows(RESULTS)), PAGE, "studies/swin_arms.py", write)
 
 
 def tables(rows: Sequence[dict[str, str]]) -> list[str]:

@@ -82,6 +82,13 @@ def counted(cells: Sequence[str]) -> str:
     )
 
 
+def show(lines: Sequence[str], page: Path, mark: str, write: bool) -> None:
+    """Print a study's tables; if `write`, put them into a page, between its marks."""
+    print("\n".join(lines))
+    if write:
+        replace_between(page, mark, lines)
+
+
 def replace_between(page: Path, mark: str, lines: Sequence[str]) -> None:
     """Write `lines` into a page between ``<!-- begin MARK -->`` and ``<!-- end MARK -->``.
 

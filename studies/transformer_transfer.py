@@ -18,7 +18,7 @@ from pathlib import Path
 import fire
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
 from recipe import work_folder
-from tables import counted, differences, means, replace_between
+from tables import counted, differences, means, show
 
 BUNDLE, RESULTS = "transformer_transfer", Path(__file__).with_suffix(".csv")
 PAGE = ROOT / "docs" / "methods" / "transformer_transfer.md"
@@ -148,10 +148,7 @@ class AlarmCounter(logging.Handler):
 
 def report(write: bool = False) -> None:
     """Print the tables; with --write, put them into the page of the method, between its marks."""
-    lines = tables(read_rows(RESULTS))
-    print("\n".join(lines))
-    if write:
-        replace_between(PAGE, "studies/transformer_transfer.py", lines)
+    show(tables(read_rows(RESULTS)), PAGE, "studies/transformer_transfer.py", write)
 
 
 def tables(rows: Sequence[dict[str, str]]) -> list[str]:

@@ -18,6 +18,7 @@ from medcl_monai.losses.terms import TermLoss
 from medcl_monai.methods.base import PretrainingNetwork, Watched, names_beginning_with
 from medcl_monai.networks.encode import decode, encode, encoder_parts, encoder_widths, with_parts
 from medcl_monai.networks.heads import normed_projector, pointwise_head, pooled
+from medcl_monai.networks.merging import MARK
 from medcl_monai.networks.momentum import MomentumCopy
 from medcl_monai.networks.swin_unet import SwinUNet
 from medcl_monai.transforms.intensity import standardise
@@ -103,13 +104,14 @@ class SwinMoCo(PretrainingNetwork):
         both = torch.cat([views["view_1"], views["view_2"]])  # layer norm only: one pass equals two
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             maps = encode(self.backbone, both)
-        output = {"features": pooled(maps[-1]).detach(), "subject": views["subject"], "position": views["position"]}
+        features = pooled(maps[-1])
+        output = {"features": features.detach(), "subject": views["subject"], "position": views["position"]}
         copies = self.momentum_copy.copies
         with torch.no_grad():
             shadow = with_parts(self.backbone, {name: copies[name] for name in self._modules_of_backbone()})
             key_maps = encode(shadow, both)
         if not self.freeze_encoder:
-            output |= self._pooled(maps, key_maps)
+            output |= self._pooled(features, key_maps[-1])
         if self.decoder_level is not None:
             output |= self._dense(maps, key_maps, shadow)
         return output
@@ -135,7 +137,7 @@ class SwinMoCo(PretrainingNetwork):
 
         A mark of the order of merging (`LegacyPatchMerging`) is shared too.
         """
-        marks = tuple(name for name in self.backbone.state_dict() if name.endswith("legacy_order"))
+        marks = tuple(name for name in self.backbone.state_dict() if name.endswith(MARK))
         return (*self._encoder_names(), *marks, *self._decoder_names())
 
     def _encoder_names(self) -> tuple[str, ...]:
@@ -162,14 +164,14 @@ class SwinMoCo(PretrainingNetwork):
         heads = ("projector", "dense_projector")
         return parts | {name: getattr(self, name) for name in heads if hasattr(self, name)}
 
-    def _pooled(self, maps: list[Tensor], key_maps: list[Tensor]) -> dict[str, Tensor]:
+    def _pooled(self, features: Tensor, key_map: Tensor) -> dict[str, Tensor]:
         """Return queries and keys of the pooled maps; the heads see one view at a time, for their batch norm."""
-        projections = [self.projector(half) for half in pooled(maps[-1]).chunk(2)]
+        projections = [self.projector(half) for half in features.chunk(2)]
         output = {"projection": torch.cat(projections).detach()}
         output |= {f"query_{view}": self.predictor(part) for view, part in enumerate(projections, 1)}
         with torch.no_grad():
             project = self.momentum_copy["projector"]
-            return output | {f"key_{view}": project(half) for view, half in enumerate(pooled(key_maps[-1]).chunk(2), 1)}
+            return output | {f"key_{view}": project(half) for view, half in enumerate(pooled(key_map).chunk(2), 1)}
 
     def _dense(self, maps: list[Tensor], key_maps: list[Tensor], shadow: nn.Module) -> dict[str, Tensor]:
         """Return dense queries and keys of the decoder's map; queries of some samples are without skip connections."""

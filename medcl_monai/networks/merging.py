@@ -6,6 +6,7 @@ from jaxtyping import Float
 from monai.networks.nets.swin_unetr import PatchMergingV2
 from torch import Tensor, nn
 
+MARK = "legacy_order"  # name of the buffer that marks weights of this order
 # corners (d, h, w) of a 2 x 2 x 2 cell in the order in which their channels are joined; two corners stand twice
 ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
@@ -37,7 +38,7 @@ class LegacyPatchMerging(PatchMergingV2):
         if spatial_dims != 3:
             raise ValueError(f"LegacyPatchMerging is for 3 spatial axes, got {spatial_dims}: use 'merging' instead")
         super().__init__(dim, norm_layer, spatial_dims)
-        self.register_buffer("legacy_order", torch.tensor(ORDER))
+        self.register_buffer(MARK, torch.tensor(ORDER))
 
     def forward(self, x: Float[Tensor, "batch depth height width channels"]) -> Float[Tensor, "batch d h w wider"]:
         """Merge each cell of 2 x 2 x 2 patches; an odd side is padded with 0 at its end."""

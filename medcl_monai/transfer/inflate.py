@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from medcl_monai.networks.merging import MARK
+
 STEM, TABLE = "patch_embed.proj.weight", "relative_position_bias_table"
 # corners (depth, height, width) of a 2 x 2 x 2 cell in MONAI's present order, and the 2D order of (height, width)
 CORNERS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
@@ -32,7 +34,7 @@ def inflate(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     stem = next((name for name in weights if name.endswith(STEM)), None)
     if stem is None or stem not in own or weights[stem].ndim == own[stem].ndim:
         return dict(weights)
-    if any(name.endswith("legacy_order") for name in own):
+    if any(name.endswith(MARK) for name in own):
         raise ValueError("inflate: the legacy order of merging joins two corners twice: leave downsample out")
     return {name: _inflated(name, value, own.get(name)) for name, value in weights.items()}
 

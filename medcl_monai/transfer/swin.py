@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medcl_monai.knobs import knob_types
-from medcl_monai.transfer.inflate import inflate
+from medcl_monai.networks.merging import MARK
+from medcl_monai.transfer.inflate import STEM, TABLE, inflate
 from medcl_monai.transfer.load import Resized
 
 ENCODER = "swinViT."
-STEM, STEM_BIAS, TABLE = "patch_embed.proj.weight", "patch_embed.proj.bias", "relative_position_bias_table"
-ORDER_MARK = "legacy_order"  # buffer of LegacyPatchMerging
+STEM_BIAS = "patch_embed.proj.bias"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
 INPUTS, ORDERS = ("unit", "z-score"), ("legacy", "present")
 LEGACY_LINE = '"downsample": {"_target_": "medcl_monai.LegacyPatchMerging", "_mode_": "callable"}'
@@ -30,7 +30,6 @@ class Layout:
         sign: beginning of names that only this layout has, behind the prefix.
         rules: regular expressions and replacements, applied to each name in order; an empty name is dropped.
         imagenet: whether the weights expect RGB with ImageNet's mean and deviation.
-        foreign: whether the file may have been trained in MONAI's legacy order of merging.
     """
 
     title: str
@@ -38,7 +37,6 @@ class Layout:
     sign: str
     rules: tuple[tuple[str, str | Callable], ...]
     imagenet: bool = False
-    foreign: bool = True
 
 
 def _stage(shift: int) -> Callable[[re.Match], str]:
@@ -207,8 +205,8 @@ def _stems(found: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) ->
 
 def _check_order(weights: Mapping[str, Tensor], own: Mapping, layout: Layout, merging: str | None) -> None:
     """Refuse 3D weights of another order of merging than the network's, or of an unknown order."""
-    legacy = any(name.endswith(ORDER_MARK) for name in own)
-    of_file = "legacy" if any(name.endswith(ORDER_MARK) for name in weights) else merging
+    legacy = any(name.endswith(MARK) for name in own)
+    of_file = "legacy" if any(name.endswith(MARK) for name in weights) else merging
     if of_file is None and _of_this_package(weights):
         of_file = "present"
     if of_file == ("legacy" if legacy else "present") or (of_file is None and legacy):
