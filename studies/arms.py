@@ -3,8 +3,10 @@
 import csv
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -169,12 +171,13 @@ def side_by_side(function: Callable, jobs: Iterable[tuple], workers: int) -> Non
     """Run `function(*job)` for all jobs in processes of one thread each; a job that fails stops none of the others."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with get_context("spawn").Pool(workers, maxtasksperchild=4) as pool:
-        waiting = [(job, pool.apply_async(function, job)) for job in jobs]
-        failed = []
-        for job, result in waiting:
-            try:
-                result.get()
-            except Exception as error:  # the next start of the study tries the job again
-                failed.append(f"{job}: {error!r}")
+        failed: list[str] = []
+
+        def note(job: tuple, error: BaseException) -> None:  # the next start of the study tries the job again
+            failed.append(f"{job}: {error!r}")
+            print(failed[-1], file=sys.stderr, flush=True)
+
+        for waiting in [pool.apply_async(function, job, error_callback=partial(note, job)) for job in jobs]:
+            waiting.wait()
     if failed:
         raise RuntimeError("these jobs failed:\n" + "\n".join(failed))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from medcl_monai.diagnostics.figures import effective_rank, numerical_rank, participation_ratio, spectrum
-from medcl_monai.networks.encode import encode
+from medcl_monai.networks.encode import encode, encoder_parts
 from medcl_monai.networks.heads import pooled
 from medcl_monai.networks.statistics import require_statistics
 
@@ -36,7 +36,8 @@ def held_out_figures(
     Raises:
         ValueError: the encoder is in `eval()` with batch norm statistics that were never computed.
     """
-    require_statistics(backbone)
+    for name in encoder_parts(backbone):  # the decoder plays no part
+        require_statistics(backbone.get_submodule(name))
     places = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
     items = [dataset[place] for place in places]
     batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "position", "subject")}

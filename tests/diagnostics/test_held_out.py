@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from medcl_monai.diagnostics.held_out import held_out_figures, retrieval
@@ -38,3 +39,15 @@ def test_figures_are_repeatable_and_leave_the_random_numbers_alone(unet):
     assert 1 <= first["effective_rank"] <= 8
     same = held_out_figures(network, Noise(), lambda batch: ({f"view_{k}": batch["image"] for k in (1, 2)}, {}))
     assert same["retrieval"] == 1.0
+
+
+def test_a_decoder_without_statistics_is_no_obstacle(unet):
+    torch.manual_seed(0)
+    network = unet(features=(4, 4, 8, 8, 8, 4))
+    compute_statistics(network, Noise())
+    before = held_out_figures(network.eval(), Noise(), CropViews((64, 64)))
+    for name in ("upcat_4", "upcat_3", "upcat_2", "upcat_1"):
+        for layer in network.get_submodule(name).modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()
+    assert held_out_figures(network, Noise(), CropViews((64, 64))) == before
