@@ -32,6 +32,12 @@ PRETRAININGS: dict[str, tuple[str, dict[str, object]]] = {  # name to what it st
     "dense, all skips": ("moco", {**DENSE, "network_def::decoder_level": 0}),
     "dense, half of the skips": ("moco", {**DENSE, "network_def::decoder_level": 0, "network_def::skip_drop": 0.5}),
     "dense, level 2": ("moco", {**DENSE, "network_def::decoder_level": 2, "network_def::skip_drop": 0.5}),
+    # read by studies/decoder_contrast.py alone
+    "dense, level 2, all skips": ("moco", {**DENSE, "network_def::decoder_level": 2}),
+    "dense, regions in air too": (
+        "moco", {**DENSE, "network_def::decoder_level": 0, "network_def::skip_drop": 0.5, "views::crops::foreground": -1},
+    ),
+    "dense on a random encoder": ("none", {**DENSE, "network_def::decoder_level": 0, "network_def::skip_drop": 0.5}),
 }
 LONGER = 3.0  # steps of the longer control, as a multiple: what pre-training costs in fine-tuning steps, rounded up
 ARMS: dict[str, tuple[str, str | None, dict[str, object]]] = {  # encoder, decoder that is mirrored, knobs
@@ -80,7 +86,7 @@ def weights_of(bench: Bench, name: str, draw: int) -> str:
         return str(train_source(bench, draw))
     start, knobs = PRETRAININGS[name]
     start = weights_of(bench, start, draw)
-    if "network_def::decoder_level" in knobs:  # the decoder starts mirrored
+    if "network_def::decoder_level" in knobs and start != "none":  # the decoder starts mirrored
         start = str(composed(bench, draw, start, start, "mirrored"))
     return str(bench.pretrain(name, draw, initial_weights=start, **knobs))
 

@@ -38,12 +38,7 @@ def held_out_figures(
     """
     for name in encoder_parts(backbone):  # the decoder plays no part
         require_statistics(backbone.get_submodule(name))
-    places = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
-    items = [dataset[place] for place in places]
-    batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "position", "subject")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pair, _ = views(batch)
+    pair, _ = held_out_views(dataset, views, samples, seed)
     first, second = (
         torch.cat([pooled(encode(backbone, part)[-1]) for part in pair[name].split(BATCH)])
         for name in ("view_1", "view_2")
@@ -54,6 +49,18 @@ def held_out_figures(
         "participation_ratio": float(participation_ratio(first)),
         "retrieval": float(retrieval(first, second)),
     }
+
+
+def held_out_views(
+    dataset: Dataset, views: Callable, samples: int, seed: int
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Return the views and the target of evenly spaced samples; torch's own random numbers stay as they are."""
+    places = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
+    items = [dataset[place] for place in places]
+    batch = {key: torch.stack([item[key] for item in items]) for key in ("image", "position", "subject")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return views(batch)
 
 
 def retrieval(first: Float[Tensor, "batch dim"], second: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
