@@ -84,7 +84,8 @@ def tables(rows: Sequence[dict[str, str]]) -> list[str]:
     for data in dict.fromkeys(row["data"] for row in rows):
         after, changed = [], []
         for variant, label in VARIANTS.items():
-            of_variant = [{**row, "arm": row["when"]} for row in rows if (row["data"], row["variant"]) == (data, variant)]
+            kept = [row for row in rows if (row["data"], row["variant"]) == (data, variant)]
+            of_variant = [{**row, "arm": row["when"]} for row in kept]
             after += means(of_variant, {"after": label}, GIVEN)[2:]
             table, values = differences(of_variant, {"after": label, "before": "before"}, ["before"], GIVEN)
             changed, cells = changed + table[2:], [*cells, *values]

@@ -26,18 +26,17 @@ DRAWS, RATES, LABELLED = range(3), (0.001, 0.003), 4
 DENSE = {
     "network_def::freeze_encoder": True, "loss::contrast_weight": 0.0, "loss::dense_weight": 1.0, "views::regions": 64,
 }
+HALF = {**DENSE, "network_def::decoder_level": 0, "network_def::skip_drop": 0.5}
 PRETRAININGS: dict[str, tuple[str, dict[str, object]]] = {  # name to what it starts from, and knobs
     "moco from random": ("none", {}),
     "moco": ("source", {}),
     "dense, all skips": ("moco", {**DENSE, "network_def::decoder_level": 0}),
-    "dense, half of the skips": ("moco", {**DENSE, "network_def::decoder_level": 0, "network_def::skip_drop": 0.5}),
+    "dense, half of the skips": ("moco", HALF),
     "dense, level 2": ("moco", {**DENSE, "network_def::decoder_level": 2, "network_def::skip_drop": 0.5}),
     # read by studies/decoder_contrast.py alone
     "dense, level 2, all skips": ("moco", {**DENSE, "network_def::decoder_level": 2}),
-    "dense, regions in air too": (
-        "moco", {**DENSE, "network_def::decoder_level": 0, "network_def::skip_drop": 0.5, "views::crops::foreground": -1},
-    ),
-    "dense on a random encoder": ("none", {**DENSE, "network_def::decoder_level": 0, "network_def::skip_drop": 0.5}),
+    "dense, regions in air too": ("moco", {**HALF, "views::crops::foreground": -1.0}),
+    "dense on a random encoder": ("none", HALF),
 }
 LONGER = 3.0  # steps of the longer control, as a multiple: what pre-training costs in fine-tuning steps, rounded up
 ARMS: dict[str, tuple[str, str | None, dict[str, object]]] = {  # encoder, decoder that is mirrored, knobs

@@ -12,7 +12,8 @@ from medcl_monai.losses.local import near_regions
 from medcl_monai.networks.encode import decode, encode
 from medcl_monai.transforms.regions import Regions, sample_regions
 
-GIVEN = {"all": (1.0, 1.0), "skips": (1.0, 0.0), "deepest": (0.0, 1.0)}  # factor of the skip connections, of the deepest map
+# factors of the skip connections and of the deepest map
+GIVEN = {"all": (1.0, 1.0), "skips": (1.0, 0.0), "deepest": (0.0, 1.0)}
 
 
 @torch.no_grad()
@@ -41,8 +42,8 @@ def leakage(
         seed: seed of the views, so that networks are compared on the same views.
 
     Returns:
-        The share of regions whose most similar region of the other view, by cosine, is the same place, if the decoder is
-        given ``all`` maps, the ``skips`` alone or the ``deepest`` map alone; and ``chance``, the same share for a guess.
+        The share of regions whose most similar region of the other view, by cosine, is the same place, if the decoder
+        is given ``all`` maps, the ``skips`` alone or the ``deepest`` map alone; and ``chance``, the share for a guess.
 
     Raises:
         ValueError: the views draw no regions.

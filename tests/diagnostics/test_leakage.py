@@ -66,5 +66,5 @@ def test_in_a_trained_segmenter_the_skip_connections_find_the_places():
 
 
 def test_views_without_regions_are_named():
-    with pytest.raises(ValueError, match="the target holds no regions, but .*warp_1"):
+    with pytest.raises(ValueError, match=r"the target holds no regions, but .*warp_1"):
         leakage(network(), Discs(), SwinMoCoViews(CropViews((32, 32))), level=0)
