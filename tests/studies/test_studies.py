@@ -145,3 +145,43 @@ def test_a_variant_is_shown_when_all_of_its_runs_are_done_and_counted_before():
     assert "| rate, scale | scratch | pre-trained | pre-trained without blank slices |" in text
     assert "pre-trained without blank slices minus scratch" in text
     assert "of 20 runs" not in text
+
+
+@pytest.mark.parametrize("name", ["transformer_transfer", "swin_arms", "decoder_contrast"])
+def test_the_page_of_transformer_transfer_shows_the_committed_results(name):
+    import importlib
+
+    study = importlib.import_module(name)
+    if not study.RESULTS.is_file():
+        pytest.skip("no run of the study is committed")
+    assert between(study.PAGE, f"studies/{name}.py") == "\n".join(study.tables(study.read_rows(study.RESULTS)))
+
+
+def test_a_profile_reaches_the_bars_on_retrieval_dice_and_alarms_together():
+    import transformer_transfer as study
+
+    def rows(**changes):
+        base = {"retrieval": "0.02", "retrieval_before": "0.01", "linear_dice": "0.5", "alarms": "0", "draw": "0"}
+        start = {**base, "cell": "source", "linear_dice": "0.45"}
+        return [start, {**start, "cell": "random", "linear_dice": "0.6"}, {**base, "cell": "default", **changes}]
+
+    assert study.reaches(rows(), "default")
+    assert not study.reaches(rows(alarms="1"), "default")
+    assert not study.reaches(rows(retrieval="0.01"), "default")
+    assert not study.reaches(rows(linear_dice="0.44"), "default")
+    assert not study.reaches(rows(cell="from random"), "from random")
+    assert study.reaches(rows(cell="from random", linear_dice="0.6"), "from random")
+
+
+def test_the_leakage_of_a_decoder_is_shown_before_and_after_with_every_way():
+    import decoder_contrast as study
+
+    rows = [
+        {"data": "x", "variant": variant, "draw": str(draw), "when": when, "all": str(0.2 + (when == "after") * (0.1 + 0.01 * draw)),
+         "skips": str(0.2 + 0.01 * draw), "deepest": "0.07", "chance": "0.0625"}
+        for variant in study.VARIANTS for draw in range(3) for when in ("before", "after")
+    ]
+    text = "\n".join(study.tables(rows))
+    assert all(text.count(f"| {label}") == 2 for label in study.VARIANTS.values())
+    assert "(a guess finds 0.062)" in text
+    assert "minus before | **+0.110 [+0.085, +0.135]** | +0.000" in text
