@@ -63,6 +63,7 @@ def test_the_interval_is_student_s(tmp_path):
     mean, low, high = t_interval(np.array([1.0, 2.0, 3.0, 4.0]))
     assert (mean, low, high) == pytest.approx((2.5, 0.4457, 4.5543), abs=1e-4)
     assert t_interval(np.array([1.0]))[1] == -np.inf
+    assert t_interval(np.array([0.07] * 3)) == pytest.approx((0.07, 0.07, 0.07))  # and without a warning of scipy
 
 
 def scored(folder, rows):

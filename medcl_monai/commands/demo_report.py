@@ -57,8 +57,8 @@ def t_interval(difference: np.ndarray, level: float = 0.95) -> tuple[float, floa
     mean = float(np.mean(difference))
     if len(difference) < 2:
         return mean, -math.inf, math.inf
-    interval = stats.ttest_1samp(difference, 0.0).confidence_interval(level)
-    return mean, float(interval.low), float(interval.high)
+    half = float(stats.sem(difference) * stats.t.ppf((1 + level) / 2, len(difference) - 1))
+    return mean, mean - half, mean + half
 
 
 def subject_scores(folder: Path, entries: Sequence[dict[str, str]]) -> np.ndarray:
