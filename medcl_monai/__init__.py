@@ -5,6 +5,7 @@ from medcl_monai.data.datalist import Datalist, find_volumes, results_root, volu
 from medcl_monai.data.example.population import example_population
 from medcl_monai.data.label_shares import label_shares
 from medcl_monai.data.samplers import StreamSampler, foreground_weights, sample_loader
+from medcl_monai.data.slabs import SlabSampler
 from medcl_monai.data.slices import SliceDataset
 from medcl_monai.data.splits import Split, split_dataset
 from medcl_monai.data.volumes import VolumeDataset
@@ -110,6 +111,7 @@ __all__ = [
     "SegmentationLoss",
     "SegmentationScores",
     "SharedWeights",
+    "SlabSampler",
     "SliceDataset",
     "Spacingd",
     "Split",

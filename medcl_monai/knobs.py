@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import get_args
 
@@ -18,7 +18,8 @@ def knob_types(function: Callable) -> Callable:
     """Decorate a function that configs call, so that each call checks the types of the arguments.
 
     An argument that may be None also accepts the words "none" and "null", and an argument that is true or false the
-    words "true" and "false", so that ``--clip none`` and ``--amp true`` work on a command line.
+    words "true" and "false", so that ``--clip none`` and ``--amp true`` work on a command line. A single string stands
+    for a list of this string where strings are listed, because Python would take the string for a list of letters.
 
     Raises:
         beartype.roar.BeartypeCallHintParamViolation: an argument has a wrong type; the error names the function, the
@@ -33,16 +34,21 @@ def knob_types(function: Callable) -> Callable:
     """
     parameters = inspect.signature(function).parameters
     words = {name: meanings for name, parameter in parameters.items() if (meanings := _words(parameter.annotation))}
+    listed = {name for name, parameter in parameters.items() if _lists_strings(parameter.annotation)}
     checked, names = _checked(function), list(parameters)
+
+    def meant(name: str, value: object) -> object:
+        value = words.get(name, {}).get(value, value) if isinstance(value, str) else value
+        return [value] if isinstance(value, str) and name in listed else value
 
     @functools.wraps(function)
     def with_words(*arguments: object, **named: object) -> object:
         placed = dict(zip(names, arguments, strict=False))
-        values = [_meant(value, words.get(name, {})) for name, value in placed.items()]
-        others = {name: _meant(value, words.get(name, {})) for name, value in named.items()}
+        values = [meant(name, value) for name, value in placed.items()]
+        others = {name: meant(name, value) for name, value in named.items()}
         return checked(*values, *arguments[len(names) :], **others)
 
-    return with_words if words else checked
+    return with_words if words or listed else checked
 
 
 def _words(annotation: object) -> dict[str, object]:
@@ -51,5 +57,6 @@ def _words(annotation: object) -> dict[str, object]:
     return of_none | (BOOLEAN_WORDS if bool in (annotation, *get_args(annotation)) else {})
 
 
-def _meant(value: object, words: dict[str, object]) -> object:
-    return words.get(value, value) if isinstance(value, str) else value
+def _lists_strings(annotation: object) -> bool:
+    kinds = (annotation, *get_args(annotation))
+    return Sequence[str] in kinds and str not in kinds

@@ -40,3 +40,15 @@ def test_words_of_the_command_line_stand_for_none_and_for_true_and_false():
     assert switched(amp="false", gate="null") == (False, 1.0, None, "x")
     with pytest.raises(BeartypeCallHintParamViolation, match="amp='yes'"):
         switched("yes")
+
+
+def test_a_single_string_is_a_list_of_one_where_strings_are_listed():
+    @knob_types
+    def carried(prefixes: Sequence[str] | None = None, keys: str | Sequence[str] = "image") -> tuple:
+        return prefixes, keys
+
+    assert carried("down_", "label") == (["down_"], "label")
+    assert carried(prefixes="none") == (None, "image")
+    assert carried(["conv_0.", "down_"]) == (["conv_0.", "down_"], "image")
+    with pytest.raises(BeartypeCallHintParamViolation, match="prefixes=3"):
+        carried(3)

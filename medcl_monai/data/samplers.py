@@ -77,6 +77,7 @@ def sample_loader(
     seed: int = 0,
     weights: Float[Tensor, " items"] | None = None,
     num_workers: int = 0,
+    sampler: Sampler | None = None,
 ) -> DataLoader:
     """Make an endless loader of batches for `Trainer` and `Pretrainer`.
 
@@ -88,13 +89,21 @@ def sample_loader(
         seed: seed of the order of the samples, and of the random crop and the augmentation of each sample.
         weights: relative frequency with which each sample is drawn, 0 or more; None: every sample occurs once per pass.
         num_workers: number of worker processes that load samples; 0: the main process loads the samples.
+        sampler: what yields the batches, such as a `SlabSampler` of the same batch size; None: a `StreamSampler`, which
+            has `seed` and `weights`.
 
     Raises:
-        ValueError: `batch_size` is below 2.
+        ValueError: `batch_size` is below 2, or a sampler has another batch size or stands beside weights.
     """
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2 (batch norm, and contrast, need as many), got {batch_size}")
-    sampler = StreamSampler(len(dataset), batch_size, seed, weights)
+    if sampler is None:
+        sampler = StreamSampler(len(dataset), batch_size, seed, weights)
+    elif weights is not None or sampler.batch_size != batch_size:
+        raise ValueError(
+            f"sample_loader: a sampler of batches of {batch_size} without weights is expected, got a "
+            f"{type(sampler).__name__} of batches of {sampler.batch_size} and weights {weights}"
+        )
     return DataLoader(
         dataset,
         batch_sampler=sampler,

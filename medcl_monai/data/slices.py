@@ -15,7 +15,7 @@ from medcl_monai.knobs import knob_types
 
 
 class SliceDataset(Dataset):
-    """Slices of volumes perpendicular to one axis (2D), or one random crop per volume (3D), all of the same size.
+    """Slices of volumes perpendicular to one axis (2D), or random crops of volumes (3D), all of the same size.
 
     An item is ``{"image": (C, *S) float32, "label": (1, *S) uint8, "position": float64, "subject": int64}``, all plain
     tensors. An item has a ``label`` if its entry has one. The ``position`` of slice k of D slices is (k + 0.5)/D; the
@@ -23,7 +23,8 @@ class SliceDataset(Dataset):
     ``subject`` is the index of the subject among the sorted names of all subjects.
 
     An image smaller than `size` is padded evenly with the minimum of the volume, and its label with 0. An image larger
-    than `size` is cropped at a random place.
+    than `size` is cropped at a random place. In 3D, an item is a volume, or one of several equal parts (`parts`) of the
+    slice axis of a volume: then the crop's centre lies in the part, and a crop that leaves the volume is padded.
 
     Args:
         data: entries with the key ``image`` and optionally ``label`` and ``subject``; without ``subject``, each image
@@ -37,11 +38,17 @@ class SliceDataset(Dataset):
             positions are measured.
         augmentation: MONAI dictionary transforms with randomness, seeded for each item; None: no augmentation.
         blank: whether slices with one value throughout, such as slices beside the body, are samples too; 2D only.
+        parts: number of equal parts of the slice axis, each an item of its own, at least 1; 3D only. 1: a volume is one
+            item, and its crops lie inside the volume.
         cache_dir: folder of the cached volumes; None: the folder ``volumes`` in the package's cache folder.
 
+    Attributes:
+        positions: the position of each item, float64; of a part in 3D, the middle of the part.
+        subjects: the name of each item's subject.
+
     Raises:
-        ValueError: `data` is empty; `size`, `spatial_dims` or `slice_axis` is out of range; or a volume cannot be used,
-            for one of the reasons that `check_loaded` lists.
+        ValueError: `data` is empty; `size`, `spatial_dims`, `slice_axis` or `parts` is out of range; or a volume cannot
+            be used, for one of the reasons that `check_loaded` lists.
     """
 
     @knob_types
@@ -54,6 +61,7 @@ class SliceDataset(Dataset):
         slice_axis: int = 2,
         augmentation: Compose | None = None,
         blank: bool = True,
+        parts: int = 1,
         cache_dir: str | Path | None = None,
     ) -> None:
         if not data:
@@ -63,21 +71,28 @@ class SliceDataset(Dataset):
                 f"SliceDataset: size {tuple(size)} must have spatial_dims={spatial_dims} (2 or 3) entries, "
                 f"slice_axis {slice_axis} must be 0, 1 or 2"
             )
+        if parts < 1 or (parts > 1 and spatial_dims == 2):
+            raise ValueError(f"SliceDataset: parts must be at least 1, and 1 for slices (spatial_dims=2), got {parts}")
         self.data, self.size, self.slice_axis = data, tuple(int(side) for side in size), slice_axis
-        self.spatial_dims, self.augmentation = spatial_dims, augmentation
+        self.spatial_dims, self.augmentation, self.parts = spatial_dims, augmentation, parts
         cache = VolumeCache(preprocessing, cache_dir)
         bar = tqdm(data, desc="volumes", disable=None, delay=2, leave=False)
         self.paths = [cache(entry) for entry in bar]
         names = sorted({_subject(entry) for entry in data})
-        self.subjects = [names.index(_subject(entry)) for entry in data]
+        self._numbers = [names.index(_subject(entry)) for entry in data]
         self.minimum = [float(np.load(paths["image"], mmap_mode="r").min()) for paths in self.paths]
-        depths = [np.load(paths["image"], mmap_mode="r").shape[1 + slice_axis] for paths in self.paths]
-        counts = depths if spatial_dims == 2 else [1] * len(data)
+        self.depths = [np.load(paths["image"], mmap_mode="r").shape[1 + slice_axis] for paths in self.paths]
+        counts = self.depths if spatial_dims == 2 else [parts] * len(data)
         items = [(volume, place) for volume, count in enumerate(counts) for place in range(count)]
-        if not blank and spatial_dims == 2:
+        if parts > 1:
+            items = [item for item in items if range(*self._centred(*item))]
+        elif not blank and spatial_dims == 2:
             content = [self._content(paths["image"]) for paths in self.paths]
             items = [(volume, place) for volume, place in items if content[volume][place]]
-        self.items, self.depths = items, depths
+        self.items = items
+        counted = [counts[volume] for volume, _ in items]
+        self.positions = (torch.tensor([place for _, place in items]) + 0.5).double() / torch.tensor(counted)
+        self.subjects = [_subject(data[volume]) for volume, _ in items]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -89,7 +104,10 @@ class SliceDataset(Dataset):
         for paths in self.paths:
             label = np.load(paths["label"], mmap_mode="r")[0] > 0
             others = tuple(axis for axis in range(3) if axis != self.slice_axis)
-            by_volume.append(label.any(others) if self.spatial_dims == 2 else label.any(keepdims=True).reshape(1))
+            slices = label.any(others)
+            part = (2 * np.arange(len(slices)) + 1) * self.parts // (2 * len(slices))
+            by_part = np.bincount(part, slices, minlength=self.parts)
+            by_volume.append(slices if self.spatial_dims == 2 else by_part > 0)
         return torch.tensor([bool(by_volume[volume][place]) for volume, place in self.items])
 
     def _content(self, path: Path) -> np.ndarray:
@@ -108,8 +126,7 @@ class SliceDataset(Dataset):
         arrays = {key: np.load(path, mmap_mode="r") for key, path in self.paths[volume].items()}
         if self.spatial_dims == 2:
             arrays = {key: array.take(place, axis=1 + self.slice_axis) for key, array in arrays.items()}
-        room = [max(side - wanted, 0) for side, wanted in zip(arrays["image"].shape[1:], self.size, strict=True)]
-        corner = [int(random.integers(0, most + 1)) for most in room]
+        corner = [int(random.integers(*bounds)) for bounds in self._corners(volume, place, arrays["image"].shape[1:])]
         sample = {
             key: torch.from_numpy(self._fit(array, corner, self.minimum[volume] if key == "image" else 0.0))
             for key, array in arrays.items()
@@ -118,16 +135,33 @@ class SliceDataset(Dataset):
             self.augmentation.set_random_state(int(seed) % 2**32)
             sample = {key: plain(value, sample[key].dtype) for key, value in self.augmentation(sample).items()}
         sample["position"] = torch.tensor(self._position(volume, place, corner), dtype=torch.float64)
-        sample["subject"] = torch.tensor(self.subjects[volume])
+        sample["subject"] = torch.tensor(self._numbers[volume])
         return sample
 
+    def _corners(self, volume: int, place: int, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the first corner along each axis and the one after the last; a corner below 0 means padding."""
+        room = [side - wanted for side, wanted in zip(shape, self.size, strict=True)]
+        bounds = [(0, most + 1) if most >= 0 else (-(-most // 2), 1 - (-most // 2)) for most in room]
+        if self.parts > 1:
+            bounds[self.slice_axis] = self._centred(volume, place)
+        return bounds
+
+    def _centred(self, volume: int, place: int) -> tuple[int, int]:
+        """Return the first corner along the slice axis whose crop has its centre in a part, and the one after the last.
+
+        The centre, corner + side / 2, lies in [place, place + 1) · depth / parts.
+        """
+        side, depth = self.size[self.slice_axis], self.depths[volume]
+        low, high = (-((self.parts * side - 2 * edge * depth) // (2 * self.parts)) for edge in (place, place + 1))
+        return low, high
+
     def _fit(self, array: np.ndarray, corner: Sequence[int], fill: float) -> np.ndarray:
-        inside = array[(slice(None), *(slice(c, c + side) for c, side in zip(corner, self.size, strict=True)))]
+        ends = [(c, c + wanted, side) for c, wanted, side in zip(corner, self.size, array.shape[1:], strict=True)]
+        inside = array[(slice(None), *(slice(max(first, 0), min(last, side)) for first, last, side in ends))]
         if inside.shape[1:] == self.size:
             return np.array(inside)
         fitted = np.full((array.shape[0], *self.size), fill, dtype=array.dtype)
-        before = [(wanted - side) // 2 for side, wanted in zip(inside.shape[1:], self.size, strict=True)]
-        places = (slice(start, start + side) for start, side in zip(before, inside.shape[1:], strict=True))
+        places = (slice(max(-first, 0), min(last, side) - first) for first, last, side in ends)
         fitted[(slice(None), *places)] = inside
         return fitted
 
@@ -135,8 +169,7 @@ class SliceDataset(Dataset):
         depth = self.depths[volume]
         if self.spatial_dims == 2:
             return (place + 0.5) / depth
-        side = min(self.size[self.slice_axis], depth)
-        return (corner[self.slice_axis] + side / 2) / depth
+        return (corner[self.slice_axis] + self.size[self.slice_axis] / 2) / depth
 
 
 def plain(value: Tensor, dtype: torch.dtype) -> Tensor:

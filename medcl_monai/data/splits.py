@@ -37,11 +37,29 @@ class Split:
     test: list[dict[str, str]]
     structures: dict[str, str]
 
-    def write(self, path: str | Path) -> None:
-        """Write the lists to a JSON file; only the first process writes."""
+    def write(
+        self,
+        path: str | Path,
+        pretraining: Sequence[dict[str, str]] | None = None,
+        training: Sequence[dict[str, str]] | None = None,
+        validation: Sequence[dict[str, str]] | None = None,
+        test: Sequence[dict[str, str]] | None = None,
+    ) -> None:
+        """Write the lists to a JSON file; only the first process writes.
+
+        Args:
+            path: the JSON file.
+            pretraining: what the run uses in place of this split's own list, and so for the other lists; None: the list
+                of this split.
+            training: see `pretraining`.
+            validation: see `pretraining`.
+            test: see `pretraining`.
+        """
         if rank() != 0:
             return
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        used = {"pretraining": pretraining, "training": training, "validation": validation, "test": test}
+        lists = asdict(self) | {name: list(entries) for name, entries in used.items() if entries is not None}
+        text = json.dumps(lists, indent=1, ensure_ascii=False) + "\n"
         write_atomically(Path(path), lambda aside: aside.write_text(text, encoding="utf-8"))
 
 

@@ -83,7 +83,8 @@ def load_pretrained(
         network: the network that gets the tensors; the network is changed in place, or not at all.
         coverage: least share of the network's elements that the file must give, 0 to 1; from scratch the share is not
             asked for.
-        keep: prefixes of the names that are taken from the file; None takes all names.
+        keep: prefixes of the names of the tensors that are carried, such as ["conv_0.", "down_"] for an encoder alone;
+            None: all tensors that fit are carried.
         layout: brings weights of another layout to the network's names, given the weights and the network's own
             tensors, as `residual_encoder` does; several layouts are applied in order.
         copy: whether values are copied; False: the control of a comparison, whose network keeps its own values while
@@ -94,7 +95,7 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no state dict, or would give a smaller share than `coverage`.
+        ValueError: the file holds no state dict, no tensor of a name that is kept, or a smaller share than `coverage`.
     """
     if not 0 <= coverage <= 1:
         raise ValueError(f"load_pretrained: coverage must be 0 to 1, got {coverage}")
@@ -107,7 +108,13 @@ def load_pretrained(
         except ValueError as error:
             raise ValueError(f"{path} is not loaded: {error}") from error
         resized |= set(getattr(weights, "resized", ()))
-    weights = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
+    kept = {name: value for name, value in weights.items() if keep is None or name.startswith(tuple(keep))}
+    if weights and not kept:
+        raise ValueError(
+            f"{path} is not loaded: no tensor's name begins with one of {list(keep)} (carry); the first names are "
+            f"{', '.join(list(weights)[:3])}"
+        )
+    weights = kept
     if bad := [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"{path} is not loaded: its tensor {bad[0]!r} ({len(bad)} in all) is not finite")
     report, fitting = compare(weights, tensors)

@@ -39,6 +39,15 @@ def test_training_leaves_bare_weights_with_records_and_nothing_else(trained):
     assert (trained / "eval" / "split.json").is_file()
 
 
+def test_the_split_beside_a_run_lists_what_the_run_used(trained, run, training_knobs, tmp_path):
+    people = json.loads((trained / "eval" / "split.json").read_text(encoding="utf-8"))
+    used = people["training"][:1]
+    knobs = {**training_knobs, "output_dir": str(tmp_path), "train::dataset::data": used, "validate::dataset::data": []}
+    run(trained, "train.json", only_parse=True, **knobs).parser.get_parsed_content("run#0")
+    written = json.loads((tmp_path / "split.json").read_text(encoding="utf-8"))
+    assert written == {**people, "training": used, "validation": []}
+
+
 @pytest.mark.usefixtures("pre_trains")
 def test_the_pre_trained_tensors_load_into_the_segmenter(trained, run, tiny, training_knobs):
     workflow = run(trained, "train.json", only_parse=True, **training_knobs)
@@ -48,6 +57,16 @@ def test_the_pre_trained_tensors_load_into_the_segmenter(trained, run, tiny, tra
     assert set(report.carried) == set(torch.load(trained / "models" / "pretrained.pt", weights_only=True))
     parser = run(trained, "pretrain.json", only_parse=True, **tiny).parser
     assert set(report.carried) == set(parser.get_parsed_content("network_def").shared_parts())
+
+
+@pytest.mark.usefixtures("pre_trains")
+def test_a_part_of_the_pre_trained_tensors_can_be_carried(trained, run, training_knobs):
+    prefixes = run(trained, "train.json", only_parse=True, **training_knobs).parser["encoder_prefixes"]
+    knobs = {**training_knobs, "carry": prefixes[-1], "coverage": 0.0}
+    parser = run(trained, "train.json", only_parse=True, **knobs).parser
+    report = parser.get_parsed_content("transfer")
+    assert report.carried
+    assert all(name.startswith(prefixes[-1]) for name in report.carried)
 
 
 @pytest.mark.parametrize("files", [["pretrain.json"], ["train.json"], ["train.json", "evaluate.json"]])

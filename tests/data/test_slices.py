@@ -69,6 +69,50 @@ def test_in_three_dimensions_an_item_is_a_crop_whose_centre_is_its_position(popu
     assert crops.foreground.all()
 
 
+def test_position_and_subject_of_an_item_are_known_before_it_is_read(slices, population, preprocessing, tmp_path):
+    data = split_dataset(population).training
+    crops = SliceDataset(data, preprocessing(BOTH, dims=3), (16, 16, 16), spatial_dims=3, cache_dir=tmp_path)
+    assert len(set(slices.subjects)) == 4
+    assert crops.positions.tolist() == [0.5] * 4
+    for data in (slices, crops):
+        assert len(data.positions) == len(data.subjects) == len(data)
+        names = sorted(set(data.subjects))
+        for item in range(0, len(data), 37):
+            assert names.index(data.subjects[item]) == int(data[item]["subject"])
+    assert [float(slices[item]["position"]) for item in (0, 45, 159)] == slices.positions[[0, 45, 159]].tolist()
+
+
+@pytest.mark.parametrize("parts", [2, 4, 7])
+def test_in_three_dimensions_an_item_can_be_a_part_of_the_axis(population, preprocessing, tmp_path, parts):
+    data, kept = split_dataset(population).training, partial(preprocessing, BOTH, dims=3)
+    crops = SliceDataset(data, kept(), (16, 16, 32), spatial_dims=3, parts=parts, cache_dir=tmp_path)
+    assert len(crops) == 4 * parts
+    torch.testing.assert_close(crops.positions[:parts], (torch.arange(parts).double() + 0.5) / parts)
+    volume = np.load(crops.paths[0]["image"])
+    for part in range(parts):
+        samples = [crops[(part, seed)] for seed in range(200)]
+        centres = {float(sample["position"]) for sample in samples}
+        assert centres == {corner / 40 for corner in range(40) if corner * parts // 40 == part}  # each centre, no other
+    first = crops[0]
+    corner = round(float(first["position"]) * 40) - 16
+    assert corner < 0
+    assert bool((first["image"][..., : -corner] == volume.min()).all())
+    inside = volume[0, ..., : 32 + corner]
+    rows = [inside[x : x + 16, y : y + 16] for x in range(25) for y in range(33)]
+    assert any(np.array_equal(first["image"][0, ..., -corner:], row) for row in rows)
+
+
+def test_the_foreground_of_a_part_is_that_of_its_slices(population, preprocessing, tmp_path):
+    data, prepared = split_dataset(population).training, preprocessing(BOTH, dims=3)
+    parts = SliceDataset(data, prepared, (8, 8, 8), spatial_dims=3, parts=10, cache_dir=tmp_path)
+    whole = SliceDataset(data, preprocessing(BOTH), (8, 8), cache_dir=tmp_path)
+    same_grid = whole.depths == parts.depths == [40] * 4
+    assert same_grid
+    assert torch.equal(parts.foreground, whole.foreground.view(-1, 4).any(1))
+    with pytest.raises(ValueError, match=r"parts must be at least 1, and 1 for slices \(spatial_dims=2\), got 4"):
+        SliceDataset(data, preprocessing(BOTH), (8, 8), parts=4, cache_dir=tmp_path)
+
+
 def test_foreground_weights_and_shares_follow_the_labels(slices, caplog):
     weights = foreground_weights(slices, 0.1)
     empty = ~slices.foreground

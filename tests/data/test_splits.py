@@ -99,6 +99,15 @@ def test_the_split_is_written_whole(labelled, tmp_path):
     assert json.loads((tmp_path / "run" / "split.json").read_text())["test"] == split.test
 
 
+def test_what_a_run_used_instead_stands_in_the_file(labelled, tmp_path):
+    split = split_dataset(labelled)
+    split.write(tmp_path / "split.json", training=split.training[:1], validation=())
+    written = json.loads((tmp_path / "split.json").read_text())
+    assert written["training"] == split.training[:1]
+    assert written["validation"] == []
+    assert written["test"] == split.test
+
+
 def test_one_process_of_several_writes_the_split(labelled, tmp_path, monkeypatch):
     monkeypatch.setattr("medcl_monai.data.splits.rank", lambda: 1)
     split_dataset(labelled).write(tmp_path / "split.json")

@@ -40,6 +40,8 @@ def test_too_little_is_refused_and_leaves_the_network_as_it_was(shared, unet):
         load_pretrained(path, nn.Linear(2, 2), 0.0)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert len(load_pretrained(path, network, 0.55, keep=["conv_0.", "down_"]).carried) == 70
+    with pytest.raises(ValueError, match=r"begins with one of \['encoder.'\] \(carry\); the first"):
+        load_pretrained(path, network, keep=["encoder."])
 
 
 def test_from_scratch_carries_nothing_and_a_missing_file_names_both_ways_out(unet, tmp_path):
