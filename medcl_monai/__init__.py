@@ -38,7 +38,7 @@ from medcl_monai.losses.positional import PositionalContrastiveLoss, positional_
 from medcl_monai.losses.segmentation import SegmentationLoss, class_weights
 from medcl_monai.losses.terms import SumOfLosses, TermLoss
 from medcl_monai.losses.total import TotalLoss
-from medcl_monai.methods.base import PretrainingNetwork, Watched
+from medcl_monai.methods.base import PretrainingNetwork, Watched, names_beginning_with
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCo, DecorrelatedMoCoLoss, DecorrelatedMoCoViews
 from medcl_monai.methods.jcl import JCL, JCLLoss, JCLViews
 from medcl_monai.methods.pdcr_uafs import PDCRLoss
@@ -170,6 +170,7 @@ __all__ = [
     "mirror_decoder",
     "mocov3",
     "momentum_at",
+    "names_beginning_with",
     "ntxent",
     "parameter_groups",
     "pdcr",

@@ -5,8 +5,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -55,13 +55,14 @@ class Bench:
         from medcl_monai.data.inspection import inspect_dataset
 
         source, root = ROOT / "bundles" / self.bundle, self.folder(start, draw) / self.bundle
-        if not root.is_dir():
-            aside = root.with_name(f"{self.bundle}.{os.getpid()}")
-            if self.dataset_dir is None:
-                shutil.copytree(source, aside, ignore=shutil.ignore_patterns("eval", "models"))
-            else:
-                adapt_bundle(source, aside, inspect_dataset(self.dataset_dir, rule=size_rule(source)).knobs)
-            aside.rename(root)
+        with filelock.FileLock(f"{root}.lock"):  # several jobs of a draw may need the same copy
+            if not root.is_dir():
+                aside = root.with_name(f"{self.bundle}.{os.getpid()}")
+                if self.dataset_dir is None:
+                    shutil.copytree(source, aside, ignore=shutil.ignore_patterns("eval", "models"))
+                else:
+                    adapt_bundle(source, aside, inspect_dataset(self.dataset_dir, rule=size_rule(source)).knobs)
+                aside.rename(root)
         return root
 
     def folder(self, start: str, draw: int) -> Path:
@@ -168,16 +169,17 @@ def append_row(results: Path, row: Mapping[str, object]) -> None:
 
 
 def side_by_side(function: Callable, jobs: Iterable[tuple], workers: int) -> None:
-    """Run `function(*job)` for all jobs in processes of one thread each; a job that fails stops none of the others."""
+    """Run `function(*job)` for all jobs in processes of one thread each; a job that fails stops none of the others.
+
+    A process that the system kills ends the study with an error, and the next start goes on.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
-    with get_context("spawn").Pool(workers, maxtasksperchild=4) as pool:
-        failed: list[str] = []
-
-        def note(job: tuple, error: BaseException) -> None:  # the next start of the study tries the job again
-            failed.append(f"{job}: {error!r}")
-            print(failed[-1], file=sys.stderr, flush=True)
-
-        for waiting in [pool.apply_async(function, job, error_callback=partial(note, job)) for job in jobs]:
-            waiting.wait()
+    failed = []
+    with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=4) as pool:
+        running = {pool.submit(function, *job): job for job in jobs}
+        for done in as_completed(running):
+            if error := done.exception():  # the next start of the study tries the job again
+                failed.append(f"{running[done]}: {error!r}")
+                print(failed[-1], file=sys.stderr, flush=True)
     if failed:
         raise RuntimeError("these jobs failed:\n" + "\n".join(failed))

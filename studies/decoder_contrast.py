@@ -18,7 +18,7 @@ import fire
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
 from recipe import work_folder
 from swin_arms import BUNDLE, DRAWS, LABELLED, PRETRAININGS, composed, make_weights, weights_of
-from tables import counted, differences, means, show
+from tables import NOTHING, counted, differences, means, show
 
 RESULTS, PAGE = Path(__file__).with_suffix(".csv"), ROOT / "docs" / "methods" / "transformer_transfer.md"
 VARIANTS = {
@@ -35,10 +35,17 @@ REGIONS, SAMPLES = 16, 256
 
 def run(*data: str, workers: int = 2, place: str | None = None) -> None:
     """Run what is missing."""
-    folder, done = str(work_folder(place)), {(row["data"], row["draw"]) for row in read_rows(RESULTS)}
-    jobs = [(one, draw) for draw in DRAWS for one in data if (Path(one).name, str(draw)) not in done]
-    side_by_side(make_weights, [(*job, folder) for job in jobs], workers)
-    side_by_side(one_draw, [(*job, folder) for job in jobs], workers)
+    folder = str(work_folder(place))
+    jobs = [(one, draw, folder) for draw in DRAWS for one in data if _missing(one, draw)]
+    side_by_side(make_weights, jobs, workers)
+    side_by_side(one_draw, jobs, workers)
+
+
+def _missing(data: str, draw: int) -> list[tuple[str, str]]:
+    """Variant and moment of what has no row."""
+    rows = [row for row in read_rows(RESULTS) if (row["data"], row["draw"]) == (Path(data).name, str(draw))]
+    done = {(row["variant"], row["when"]) for row in rows}
+    return [(variant, when) for variant in VARIANTS for when in ("before", "after") if (variant, when) not in done]
 
 
 def one_draw(data: str, draw: int, place: str) -> None:
@@ -47,14 +54,13 @@ def one_draw(data: str, draw: int, place: str) -> None:
 
     torch.set_num_threads(1)
     bench = Bench(BUNDLE, data, Path(place), LABELLED)
-    for variant in VARIANTS:
+    for variant, when in _missing(data, draw):
         start, knobs = PRETRAININGS[variant]
-        before = weights_of(bench, start, draw)
-        if before != "none":
-            before = str(composed(bench, draw, before, before, "mirrored"))
-        for when, weights in {"before": before, "after": weights_of(bench, variant, draw)}.items():
-            figures = look(bench, draw, weights, knobs["network_def::decoder_level"])
-            append_row(RESULTS, {"data": bench.name, "variant": variant, "draw": draw, "when": when, **figures})
+        weights = weights_of(bench, variant if when == "after" else start, draw)
+        if when == "before" and weights != "none":
+            weights = str(composed(bench, draw, weights, weights, "mirrored"))
+        figures = look(bench, draw, weights, knobs["network_def::decoder_level"])
+        append_row(RESULTS, {"data": bench.name, "variant": variant, "draw": draw, "when": when, **figures})
 
 
 def look(bench: Bench, draw: int, weights: str, level: int) -> dict[str, float]:
@@ -80,20 +86,21 @@ def report(write: bool = False) -> None:
 
 def tables(rows: Sequence[dict[str, str]]) -> list[str]:
     """Markdown: the figures after each variant's pre-training, and what pre-training changed."""
+    if not rows:
+        return [NOTHING]
     lines, cells = [], []
     for data in dict.fromkeys(row["data"] for row in rows):
         after, changed = [], []
         for variant, label in VARIANTS.items():
             kept = [row for row in rows if (row["data"], row["variant"]) == (data, variant)]
             of_variant = [{**row, "arm": row["when"]} for row in kept]
-            after += means(of_variant, {"after": label}, GIVEN)[2:]
+            after += means(of_variant, {"after": label}, {**GIVEN, "chance": "a guess"})[2:]
             table, values = differences(of_variant, {"after": label, "before": "before"}, ["before"], GIVEN)
             changed, cells = changed + table[2:], [*cells, *values]
-        head = means([], {}, GIVEN)
         draws = len({row["draw"] for row in rows if row["data"] == data})
-        chance = sum(float(row["chance"]) for row in rows) / len(rows)
-        lines += [f"{data}, {draws} draws, after pre-training (a guess finds {chance:.3f}):", "", *head, *after, ""]
-        lines += [f"{data}, after minus before:", "", *head, *changed, ""]
+        head = means([], {}, {**GIVEN, "chance": "a guess"})
+        lines += [f"{data}, {draws} draws, after pre-training:", "", *head, *after, ""]
+        lines += [f"{data}, after minus before:", "", *means([], {}, GIVEN), *changed, ""]
     return [*lines, counted(cells)]
 
 

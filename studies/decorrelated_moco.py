@@ -17,7 +17,7 @@ from pathlib import Path
 import fire
 import recipe
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
-from tables import counted, differences, means, show
+from tables import NOTHING, counted, differences, means, show
 
 BUNDLE, RESULTS = "decorrelated_moco", Path(__file__).with_suffix(".csv")
 PAGE = ROOT / "docs" / "methods" / "decorrelated_moco.md"
@@ -119,6 +119,8 @@ def report(write: bool = False) -> None:
 
 def tables(rows: Sequence[dict[str, str]]) -> list[str]:
     """Markdown: the figures of each arm, then its difference to every control that the table holds."""
+    if not rows:
+        return [NOTHING]
     lines, cells = [], []
     rates = {arm: probe_rate(rows, arm) for arm in ARMS}
     for data in dict.fromkeys(row["data"] for row in rows):

@@ -17,7 +17,7 @@ from pathlib import Path
 import fire
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
 from recipe import work_folder
-from tables import counted, differences, means, show
+from tables import NOTHING, counted, differences, means, show
 from transformer_transfer import train_source
 
 BUNDLE, RESULTS = "transformer_transfer", Path(__file__).with_suffix(".csv")
@@ -96,9 +96,10 @@ def composed(bench: Bench, draw: int, encoder: str, decoder: str | None, name: s
 
     from medcl_monai import mirror_decoder
     from medcl_monai.files import write_atomically
+    from medcl_monai.transfer.manifest import record_weights, seen_subjects
 
-    path = bench.folder("composed", draw) / f"{name}.pt"
-    if not path.is_file():
+    path = bench.folder("composed", draw) / name / "weights.pt"
+    if not path.is_file() or seen_subjects(path) is None:
         weights = torch.load(encoder, map_location="cpu", weights_only=True)
         kept = {name: value for name, value in weights.items() if name.startswith(("swinViT.", "norm."))}
         if decoder is not None:
@@ -109,6 +110,8 @@ def composed(bench: Bench, draw: int, encoder: str, decoder: str | None, name: s
             other = mirror_decoder(other, own)
             kept |= {name: value for name, value in other.items() if name.startswith("decoder.")}
         write_atomically(path, lambda target: torch.save(kept, target))
+        files = [file for file in (encoder, decoder) if file is not None]
+        record_weights(path, [], {person for file in files for person in seen_subjects(file) or ()})
     return path
 
 
@@ -178,6 +181,8 @@ def report(write: bool = False) -> None:
 
 def tables(rows: Sequence[dict[str, str]]) -> list[str]:
     """Markdown: Dice of test people of every arm, then its difference to every control."""
+    if not rows:
+        return [NOTHING]
     lines, cells = [], []
     for data in dict.fromkeys(row["data"] for row in rows):
         tested = [row for row in rows if row["data"] == data and row["people"] == "test"]

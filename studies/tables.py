@@ -8,6 +8,7 @@ import numpy as np
 from medcl_monai.commands.demo_report import t_interval
 
 Row = Mapping[str, str]
+NOTHING = "No run of this study is committed yet."
 
 
 def interval(values: Sequence[float], sign: str = "") -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import fire
 from arms import ROOT, Bench, append_row, read_rows, side_by_side
 from recipe import work_folder
-from tables import counted, differences, means, show
+from tables import NOTHING, counted, differences, means, show
 
 BUNDLE, RESULTS = "transformer_transfer", Path(__file__).with_suffix(".csv")
 PAGE = ROOT / "docs" / "methods" / "transformer_transfer.md"
@@ -73,24 +73,35 @@ def one_cell(data: str, cell: str, draw: int, place: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    bench, counter = Bench(BUNDLE, data, Path(place)), AlarmCounter()
+    bench = Bench(BUNDLE, data, Path(place))
     source = train_source(bench, draw)
-    knobs = {"initial_weights": str(source), **(CELLS[cell] or {})}
+    knobs, alarms = {"initial_weights": str(source), **(CELLS[cell] or {})}, 0
     if CELLS[cell] is None:
         weights = "none" if cell == "random" else str(source)
     else:
-        with counter:
-            weights = str(bench.pretrain(cell, draw, **knobs))
+        weights, alarms = pretrain_and_count(bench, cell, draw, knobs)
     start = "none" if knobs["initial_weights"] == "none" else str(source)
     figures, before = (look(bench, cell, draw, each) for each in (weights, start))
     append_row(RESULTS, {
         "data": bench.name, "cell": cell, "draw": draw, **figures, "retrieval_before": before["retrieval"],
-        "alarms": counter.alarms, "linear_dice": max(probe(bench, cell, draw, weights, rate) for rate in PROBE_RATES),
+        "alarms": alarms, "linear_dice": max(probe(bench, cell, draw, weights, rate) for rate in PROBE_RATES),
     })
 
 
+def pretrain_and_count(bench: Bench, cell: str, draw: int, knobs: dict[str, object]) -> tuple[str, int]:
+    """Pre-train unless that was done; the weights, and the number of the monitor's alarms."""
+    root = bench.root(cell, draw)
+    counted, counter = root / "models" / "alarms.txt", AlarmCounter()
+    if not counted.is_file():  # weights without a count are of a run that was killed between the two
+        (root / "models" / "pretrained.pt").unlink(missing_ok=True)
+        with counter:
+            bench.pretrain(cell, draw, **knobs)
+        counted.write_text(str(counter.alarms), encoding="utf-8")
+    return str(bench.pretrain(cell, draw, **knobs)), int(counted.read_text(encoding="utf-8"))
+
+
 def train_source(bench: Bench, draw: int) -> Path:
-    """Train the supervised source of a draw, once for all cells."""
+    """Train the supervised source of a draw, once for all cells; nobody validates, so only the end is written."""
     import filelock
 
     from medcl_monai.bundles import run_bundle
@@ -100,7 +111,8 @@ def train_source(bench: Bench, draw: int) -> Path:
     with filelock.FileLock(f"{root}.lock"):
         if not path.is_file():
             files = [root / "configs" / name for name in ("train.json", "source.json")]
-            run_bundle(files, bundle_root=str(root), seed=draw)
+            knobs = {"validate::dataset::data": [], "train::handlers::2::names": "none"}
+            run_bundle(files, bundle_root=str(root), seed=draw, **knobs)
     return path
 
 
@@ -155,6 +167,8 @@ def report(write: bool = False) -> None:
 
 def tables(rows: Sequence[dict[str, str]]) -> list[str]:
     """Markdown: the figures of each cell, then its difference to the encoder that it starts from, and to the source."""
+    if not rows:
+        return [NOTHING]
     lines, cells = [], []
     for data in dict.fromkeys(row["data"] for row in rows):
         of_data = [{**row, "arm": row["cell"]} for row in rows if row["data"] == data]
@@ -177,11 +191,14 @@ def reaches(rows: Sequence[dict[str, str]], cell: str) -> bool:
     """Whether a cell reaches the bars on the data set that `rows` are of.
 
     The bars are: no alarm in any draw; as means over draws, retrieval above that of the start, and linear Dice not
-    below that of the start.
+    below that of the start. A draw whose start was not measured shows nothing.
     """
     by_draw = {(row["cell"], row["draw"]): row for row in rows}
     start = "random" if (CELLS[cell] or {}).get("initial_weights") == "none" else "source"
-    pairs = [(row, by_draw[start, draw]) for (name, draw), row in by_draw.items() if name == cell]
+    of_cell = {draw: row for (name, draw), row in by_draw.items() if name == cell}
+    pairs = [(row, by_draw[start, draw]) for draw, row in of_cell.items() if (start, draw) in by_draw]
+    if len(pairs) < len(of_cell) or not pairs:
+        return False
     silent = all(float(row["alarms"]) == 0 for row, _ in pairs)
     gained = statistics.fmean(float(row["retrieval"]) - float(row["retrieval_before"]) for row, _ in pairs)
     dice = statistics.fmean(float(row["linear_dice"]) - float(other["linear_dice"]) for row, other in pairs)

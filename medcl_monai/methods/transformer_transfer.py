@@ -256,7 +256,19 @@ class SwinMoCoLoss(TermLoss):
         self.contrasts = tuple(name for name, weight in weights.items() if weight > 0)
 
     def forward(self, output: Mapping[str, Tensor], target: Mapping[str, object]) -> dict[str, Tensor]:
-        """Return the weighted terms ``contrast`` and ``dense``; a term of weight 0 is left out."""
+        """Return the weighted terms ``contrast`` and ``dense``; a term of weight 0 is left out.
+
+        Raises:
+            ValueError: the network does not give what a term of this loss reads, or gives maps of a decoder that no
+                term would train.
+        """
+        for term, key, knob in (("contrast", "query_1", "freeze_encoder"), ("dense", "dense_query_1", "decoder_level")):
+            if term in self.contrasts and key not in output:
+                raise ValueError(f"SwinMoCoLoss: the network gives no {key!r} for {term}_weight (see {knob})")
+        if "dense_query_1" in output and "dense" not in self.contrasts:
+            raise ValueError("SwinMoCoLoss: the network has a decoder_level, but dense_weight 0 would not train it")
+        if "dense" in self.contrasts and "regions" not in target:
+            raise ValueError("SwinMoCoLoss: the dense term needs regions, which the views draw: set views::regions")
         directions = [terms["local"] for terms in (loss(output, target) for loss in self.dense) if terms]
         return self.contrast(output, target) | ({"dense": sum(directions)} if directions else {})
 

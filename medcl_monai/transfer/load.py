@@ -1,5 +1,6 @@
 """Carry pre-trained weights into a segmentation network, and say what became of every tensor."""
 
+import argparse
 import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 PARTS = ("carried", "reshaped", "missing", "unused", "resized")
-WRAPPERS = ("state_dict", "model")  # under which other projects put the tensors of a network into a file
+WRAPPERS = ("state_dict", "model", "net")  # under which other projects put the tensors of a network into a file
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def load_pretrained(
 
     Args:
         path: weights to start from, as ``models/pretrained.pt``: tensors under the network's own names, bare or wrapped
-            in ``state_dict`` or ``model``; None starts from scratch.
+            in ``state_dict``, ``model`` or ``net``; None starts from scratch.
         network: the network that gets the tensors; the network is changed in place, or not at all.
         coverage: least share of the network's elements that the file must give, 0 to 1; from scratch the share is not
             asked for.
@@ -152,8 +153,8 @@ def compare(
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Read the state dict in a file, onto the CPU and with ``weights_only=True``.
 
-    Many projects wrap the tensors: a file whose ``state_dict`` or ``model`` holds tensors by name is opened, and the
-    log says so.
+    Many projects wrap the tensors: a file whose ``state_dict``, ``model`` or ``net`` holds tensors by name is opened,
+    and the log says so. Settings of a run (`argparse.Namespace`) may stand beside the tensors.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -165,9 +166,11 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             f"{path} does not exist: give what a run of pretrain.json has written, or none to start from scratch"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as weights (damaged, or not a file of tensors): {error}") from error
+        reason = str(error).split("\n", 1)[0]
+        raise ValueError(f"{path} cannot be read as weights (damaged, or not a file of tensors): {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} is not a bare state dict, but a {type(content).__name__}")
     for wrapper in WRAPPERS:

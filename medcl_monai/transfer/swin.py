@@ -1,8 +1,7 @@
 """Swin weights of other projects under the names and in the shapes of MONAI's Swin networks."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,79 +11,12 @@ from medcl_monai.knobs import knob_types
 from medcl_monai.networks.merging import MARK
 from medcl_monai.transfer.inflate import STEM, TABLE, inflate
 from medcl_monai.transfer.load import Resized
+from medcl_monai.transfer.swin_layouts import ENCODER, Layout, rename
 
-ENCODER = "swinViT."
-STEM_BIAS = "patch_embed.proj.bias"
+STEM_BIAS, STEM_NORM = "patch_embed.proj.bias", "patch_embed.norm.weight"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1]
 INPUTS, ORDERS = ("unit", "z-score"), ("legacy", "present")
 LEGACY_LINE = '"downsample": {"_target_": "medcl_monai.LegacyPatchMerging", "_mode_": "callable"}'
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The names of one project.
-
-    Attributes:
-        title: what the layout is called in messages.
-        prefix: what may stand before the names, as a regular expression; other names are dropped if it stands there.
-        sign: beginning of names that only this layout has, behind the prefix.
-        rules: regular expressions and replacements, applied to each name in order; an empty name is dropped.
-        imagenet: whether the weights expect RGB with ImageNet's mean and deviation.
-    """
-
-    title: str
-    prefix: str
-    sign: str
-    rules: tuple[tuple[str, str | Callable], ...]
-    imagenet: bool = False
-
-
-def _stage(shift: int) -> Callable[[re.Match], str]:
-    """Return the beginning of our names of a stage that the other project counts differently."""
-    return lambda match: f"{ENCODER}layers{int(match[1]) + shift}.0."
-
-
-BLOCKS = (r"^layers\.(\d)\.(?=blocks\.)", _stage(1))
-OWN_STEM = (r"^patch_embed\.", f"{ENCODER}patch_embed.")
-HEADS = (r"^(head|fc|rotation_\w+|contrast\w*|conv|projector|predictor)\..*", "")
-LAYOUTS = (
-    Layout(
-        "MONAI's SwinUNETR", r"(module\.)?(backbone\.)?", r"swin(ViT|_vit)\.",
-        ((r"^swin_vit\.", ENCODER), (r"^(head|rotation_\w+|contrast\w*|conv|proj_head)\..*", "")),
-    ),
-    Layout(
-        "SwinUNETR self-supervised, model_swinvit.pt", r"(module\.)?", r"layers1\.0\.blocks\.",
-        (OWN_STEM, (r"^layers(?=\d)", f"{ENCODER}layers"), (r"^norm\..*", ""), HEADS),
-    ),
-    Layout(
-        "SwinUNETR self-supervised, ssl_pretrained_weights.pth", "", r"encoder\.layers1\.0\.0\.",
-        (
-            (r"^encoder\.patch_embed\.", f"{ENCODER}patch_embed."),
-            (r"^encoder\.layers(\d)\.0\.0\.", lambda match: f"{ENCODER}layers{match[1]}.0."),
-            (r"^encoder\.(norm\.|mask_token).*", ""), (r"^out\..*", ""),
-        ),
-    ),
-    Layout(
-        "Microsoft's Swin", r"(module\.)?(base_encoder\.|encoder\.)?", r"layers\.0\.downsample\.",
-        (OWN_STEM, BLOCKS, (r"^layers\.(\d)\.(?=downsample\.)", _stage(1)), HEADS), imagenet=True,
-    ),
-    Layout(
-        "timm's Swin", r"(module\.)?", r"layers\.1\.downsample\.",  # behind Microsoft's, whose names it has too
-        (OWN_STEM, BLOCKS, (r"^layers\.(\d)\.(?=downsample\.)", _stage(0)), HEADS), imagenet=True,
-    ),
-    Layout(
-        "torchvision's Swin", r"(module\.)?", r"features\.0\.0\.",
-        (
-            (r"^features\.0\.0\.", f"{ENCODER}patch_embed.proj."),
-            (r"^features\.0\.2\.", f"{ENCODER}patch_embed.norm."),
-            (r"^features\.([1357])\.(\d)\.", lambda m: f"{ENCODER}layers{(int(m[1]) + 1) // 2}.0.blocks.{m[2]}."),
-            (r"^features\.([246])\.", lambda match: f"{ENCODER}layers{int(match[1]) // 2}.0.downsample."),
-            (r"\.mlp\.0\.", ".mlp.linear1."), (r"\.mlp\.3\.", ".mlp.linear2."), HEADS,
-        ),
-        imagenet=True,
-    ),
-)
-COMMON = ((r"\.mlp\.fc([12])\.", r".mlp.linear\1."), (r".*(attn_mask|relative_position_index)$", ""))
 
 
 @knob_types
@@ -102,7 +34,8 @@ def convert_swin(
     The layouts of Microsoft, timm and torchvision, of the self-supervised SwinUNETR files and of MONAI itself are known
     by the names of the tensors. RGB weights for a grey network are summed over the colours. A patch of the file that is
     larger than the network's is summed over cells, which equals the network on the enlarged image. Weights of a 2D
-    network are inflated for a 3D network (`inflate`). Every change but `resize_tables` is exact.
+    network are inflated for a 3D network (`inflate`). Resized tables are an approximation, and so is the sum over
+    colours for images of several different channels; every other change is exact.
 
     Args:
         weights: tensors of the file, by name.
@@ -120,23 +53,25 @@ def convert_swin(
         The tensors under the network's names, ready to load.
 
     Raises:
-        ValueError: the layout is unknown, the file is of another width or of more axes than the network, the windows do
-            not divide a stage, or the order of merging is another or unknown.
+        ValueError: the layout is unknown, the file is of another width, of other numbers of attention heads or of more
+            axes than the network, only one of the two has a norm behind the patches, the windows do not divide a stage,
+            or the order of merging is another or unknown.
     """
     if inputs not in INPUTS or merging not in (None, *ORDERS):
         raise ValueError(
             f"convert_swin: inputs must be one of {INPUTS}, merging None or one of {ORDERS}; "
             f"got {inputs!r} and {merging!r}"
         )
-    layout, found = _rename(weights)
+    layout, found = rename(weights)
     home = ENCODER if f"{ENCODER}{STEM}" in own else ""
     if not home:
         found = {name.removeprefix(ENCODER): value for name, value in found.items()}
     stem, ours = _stems(found, own, f"{home}{STEM}")
+    _check_function(found, own, f"{home}{STEM_NORM}")
     if ours.ndim == stem.ndim == 5:
         _check_order(weights, own, layout, merging)
     if size is not None:
-        _check_windows(own, size, ours.shape[-1])
+        _check_windows(own, size, ours)
     stem, bias = _fold(stem, found.get(f"{home}{STEM_BIAS}"), layout.imagenet and inputs == "unit")
     found[f"{home}{STEM}"] = _patches(_channels(stem, ours.shape[1]), ours.shape[-1])
     if bias is not None:
@@ -168,25 +103,6 @@ def mirror_decoder(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
     return Resized({**mirrored, **weights}, getattr(weights, "resized", ()))
 
 
-def _rename(weights: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
-    """Recognise the layout and return the tensors under our names."""
-    for layout in LAYOUTS:
-        signs = (re.match(f"({layout.prefix}){layout.sign}", name) for name in weights)
-        if sign := next(filter(None, signs), None):
-            renamed = {}
-            for name, value in weights.items():
-                if name.startswith(sign[1]):
-                    new = name.removeprefix(sign[1])
-                    for pattern, replacement in (*layout.rules, *COMMON):
-                        new = re.sub(pattern, replacement, new)
-                    renamed |= {new: value} if new else {}
-            return layout, renamed
-    raise ValueError(
-        f"convert_swin: unknown layout; the first names are {list(weights)[:5]}; the known layouts are "
-        f"{', '.join(layout.title for layout in LAYOUTS)}"
-    )
-
-
 def _stems(found: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     """Return the first convolution of the file and of the network, if they are of the same width and fit in axes."""
     for whose, tensors in (("network", own), ("file", found)):
@@ -201,6 +117,22 @@ def _stems(found: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) ->
     if stem.ndim > ours.ndim:
         raise ValueError(f"convert_swin: {STEM} reads {stem.ndim - 2}D images, the network {ours.ndim - 2}D images")
     return stem, ours
+
+
+def _check_function(found: Mapping[str, Tensor], own: Mapping[str, Tensor], norm: str) -> None:
+    """Refuse weights that fit in shape, but with which the network would compute something else."""
+    if (norm in found) != (norm in own):
+        has, lacks = ("file", "network") if norm in found else ("network", "file")
+        raise ValueError(
+            f"convert_swin: the {has} has a norm behind the patches ({norm}), the {lacks} has none: a SwinUNet needs "
+            f"weights with the norm, a SwinUNETR takes them with patch_norm={norm in found}"
+        )
+    for name, table in found.items():
+        if name.endswith(TABLE) and name in own and table.shape[1] != own[name].shape[1]:
+            raise ValueError(
+                f"convert_swin: {name} is of {table.shape[1]} attention heads, the network has {own[name].shape[1]}: "
+                "heads divide the channels, so the same weights would compute something else"
+            )
 
 
 def _check_order(weights: Mapping[str, Tensor], own: Mapping, layout: Layout, merging: str | None) -> None:
@@ -228,7 +160,10 @@ def _of_this_package(weights: Mapping[str, Tensor]) -> bool:
     return f"{ENCODER}{STEM}" in weights and (not indices or "norm.weight" in weights)
 
 
-def _check_windows(own: Mapping[str, Tensor], size: Sequence[int], patch: int) -> None:
+def _check_windows(own: Mapping[str, Tensor], size: Sequence[int], stem: Tensor) -> None:
+    patch = stem.shape[-1]
+    if len(size) != stem.ndim - 2:
+        raise ValueError(f"convert_swin: the network reads {stem.ndim - 2}D images, got a size of {tuple(size)}")
     table = next(value for name, value in own.items() if name.endswith(TABLE))
     window = (round(len(table) ** (1 / len(size))) + 1) // 2
     for side in size:
@@ -245,9 +180,10 @@ def _fold(stem: Tensor, bias: Tensor | None, imagenet: bool) -> tuple[Tensor, Te
     """Fold ImageNet's mean and deviation into the first convolution, so that it reads intensities from 0 to 1."""
     if not imagenet or stem.shape[1] != len(MEAN):
         return stem, bias
+    stem = stem.to(torch.promote_types(stem.dtype, torch.float32))  # files in half precision lose digits otherwise
     mean, deviation = (torch.tensor(values).to(stem) for values in (MEAN, DEVIATION))
     stem = stem / deviation[:, None, None]
-    return stem, None if bias is None else bias - torch.einsum("ochw,c->o", stem, mean)
+    return stem, None if bias is None else bias.to(stem) - torch.einsum("ochw,c->o", stem, mean)
 
 
 def _channels(stem: Tensor, channels: int) -> Tensor:

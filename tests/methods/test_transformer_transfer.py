@@ -309,5 +309,14 @@ def test_other_errors_are_named():
         network()({**views, "view_2": views["view_2"][:2]})
     with pytest.raises(ValueError, match="the network gives no 'dense_query_1'"):
         SwinMoCoLoss(dense_weight=0.5)(network()(views), target)
+    learning = network(decoder_level=0)(views)
+    with pytest.raises(ValueError, match="the network has a decoder_level, but dense_weight 0 would not train it"):
+        SwinMoCoLoss()(learning, target)
+    without = {name: value for name, value in target.items() if name != "regions"}
+    with pytest.raises(ValueError, match="the dense term needs regions, which the views draw: set views::regions"):
+        SwinMoCoLoss(dense_weight=0.5)(learning, without)
+    frozen = network(decoder_level=0, freeze_encoder=True)(views)
+    with pytest.raises(ValueError, match=r"gives no 'query_1' for contrast_weight \(see freeze_encoder\)"):
+        SwinMoCoLoss(dense_weight=0.5)(frozen, target)
     with pytest.raises(ValueError, match="regions must be 0 or more, got -1"):
         SwinMoCoViews(CropViews((32, 32)), regions=-1)

@@ -202,6 +202,35 @@ def test_what_does_not_fit_is_named(weights, tmp_path):
         loaded(network(), weights, tmp_path, inputs="grey")
     with pytest.raises(ValueError, match=r"mirror_decoder: the network has no decoder.layers_up"):
         mirror_decoder({}, {"out.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"the network reads 2D images, got a size of \(128, 128, 128\)"):
+        loaded(network(), weights, tmp_path, size=(128, 128, 128))
+
+
+def test_weights_that_fit_in_shape_but_compute_something_else_are_refused(weights, tmp_path):
+    second = {**weights, "layers.0.blocks.0.attn.logit_scale": torch.zeros(1, 1, 1)}
+    with pytest.raises(ValueError, match=r"the file has 'layers.0.blocks.0.attn.logit_scale', so it is of Swin V2"):
+        loaded(network(), second, tmp_path)
+    heads = reference.random_weights(2, 32, 4, 4, (2, 2, 2, 2), (2, 4, 8, 16))
+    with pytest.raises(ValueError, match=r"relative_position_bias_table is of 2 attention heads, the network has 1"):
+        loaded(network(), heads, tmp_path)
+    bare = {name: value for name, value in weights.items() if not name.startswith("patch_embed.norm")}
+    with pytest.raises(ValueError, match=r"the network has a norm behind the patches .*, the file has none"):
+        loaded(network(), bare, tmp_path)
+    without = SwinUNETR(1, 2, feature_size=24, window_size=4, num_heads=(1, 2, 4, 8), spatial_dims=2)
+    with_norm = SwinUNETR(1, 2, feature_size=24, window_size=4, num_heads=(1, 2, 4, 8), patch_norm=True, spatial_dims=2)
+    with pytest.raises(ValueError, match=r"the file has a norm .*, the network has none: .* with patch_norm=True"):
+        loaded(without, with_norm.state_dict(), tmp_path)
+    loaded(with_norm, with_norm.state_dict(), tmp_path)
+
+
+def test_files_in_half_precision_are_folded_in_full_precision(weights, tmp_path):
+    half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    full = {name: value.float() if value.is_floating_point() else value for name, value in half.items()}
+    first, second = network(), network()
+    loaded(first, half, tmp_path)
+    loaded(second, full, tmp_path)
+    for name, value in first.swinViT.state_dict().items():
+        assert torch.equal(value, second.swinViT.state_dict()[name]), name
 
 
 def test_tables_of_another_window_are_left_out_or_resized_and_said(weights, tmp_path):
