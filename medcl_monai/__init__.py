@@ -70,12 +70,24 @@ from medcl_monai.transforms.preprocessing import Preprocessing, preprocessing
 from medcl_monai.transforms.regions import Regions, draw_regions, sample_regions
 
 __version__ = "0.1.0"
+from medcl_monai.diagnostics.leakage import leakage
+from medcl_monai.handlers.restoration_gain import RestorationGain
+from medcl_monai.losses.restoration import RestorationLoss, restoration
+from medcl_monai.losses.slab_contrast import SlabContrastiveLoss, slab_contrast
+from medcl_monai.methods.regression_vs_contrastive import (
+    RegressionContrast,
+    RegressionContrastLoss,
+    RegressionContrastViews,
+)
+from medcl_monai.transforms.corruption import BlockMask, Corruption, PatchSwap
 
 __all__ = [
     "JCL",
     "UAFS",
+    "BlockMask",
     "Checkpoints",
     "CollapseMonitor",
+    "Corruption",
     "CovarianceLoss",
     "CropViews",
     "Datalist",
@@ -98,6 +110,7 @@ __all__ = [
     "NTXentLoss",
     "PDCRFigures",
     "PDCRLoss",
+    "PatchSwap",
     "PositionParcelsd",
     "PositionalContrastiveLoss",
     "Preprocessing",
@@ -106,11 +119,17 @@ __all__ = [
     "Progress",
     "QueueInfoNCELoss",
     "Regions",
+    "RegressionContrast",
+    "RegressionContrastLoss",
+    "RegressionContrastViews",
+    "RestorationGain",
+    "RestorationLoss",
     "Schedule",
     "SegmentationInferer",
     "SegmentationLoss",
     "SegmentationScores",
     "SharedWeights",
+    "SlabContrastiveLoss",
     "SlabSampler",
     "SliceDataset",
     "Spacingd",
@@ -161,6 +180,7 @@ __all__ = [
     "inverse_root_newton",
     "join_processes",
     "label_shares",
+    "leakage",
     "leave_processes",
     "load_pretrained",
     "local_device",
@@ -181,9 +201,11 @@ __all__ = [
     "preprocessing",
     "queue_infonce",
     "residual_encoder",
+    "restoration",
     "results_root",
     "sample_loader",
     "sample_regions",
+    "slab_contrast",
     "split_dataset",
     "start_at_log_shares",
     "volumes_to_segment",

@@ -33,9 +33,10 @@ def pooled(x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch cha
     return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(2).mean(2)
 
 
-def projector(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
-    """Build the layers Linear, ReLU, Linear, which project embeddings."""
-    return nn.Sequential(nn.Linear(in_channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_channels))
+def projector(in_channels: int, hidden: int, out_channels: int, bias: bool = True) -> nn.Sequential:
+    """Build the layers Linear, ReLU, Linear, which project embeddings; `bias`: whether the linear layers have one."""
+    first, last = nn.Linear(in_channels, hidden, bias), nn.Linear(hidden, out_channels, bias)
+    return nn.Sequential(first, nn.ReLU(inplace=True), last)
 
 
 def normed_projector(widths: Sequence[int]) -> nn.Sequential:

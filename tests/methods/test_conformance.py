@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.networks.nets import FlexibleUNet, SwinUNETR
+from monai.networks.nets import BasicUNet, FlexibleUNet, SwinUNETR
 
 from medcl_monai import (
     JCL,
@@ -17,6 +17,9 @@ from medcl_monai import (
     JCLViews,
     NTXentLoss,
     PretrainingNetwork,
+    RegressionContrast,
+    RegressionContrastLoss,
+    RegressionContrastViews,
     SwinMoCo,
     SwinMoCoLoss,
     SwinMoCoViews,
@@ -58,13 +61,24 @@ def transformer_transfer(backbone):
     return network, SwinMoCoViews(CropViews((32, 32)), regions=16), SwinMoCoLoss(0.2, dense_weight=0.5), (8, 1, 32, 32)
 
 
+def regression_vs_contrastive(backbone):
+    return RegressionContrast(backbone, projector_width=32), RegressionContrastViews(4), RegressionContrastLoss(), (
+        8, 1, 32, 32,
+    )
+
+
+def grouped(classes=3):
+    return BasicUNet(2, 1, classes, features=(8, 8, 8, 16, 16, 8), norm=("group", {"num_groups": 4}))
+
+
 def swin_unet(classes=3):
     return SwinUNet(2, 1, classes, patch_size=2, embed_dim=8, window_size=2)
 
 
-METHODS = [jcl, decorrelated_moco, transformer_transfer, toy_swin]
+METHODS = [jcl, decorrelated_moco, transformer_transfer, regression_vs_contrastive, toy_swin]
 BACKBONES = {  # of the others: `unet`
-    "decorrelated_moco": flexible_unet, "transformer_transfer": swin_unet, "toy_swin": swin_unetr,
+    "decorrelated_moco": flexible_unet, "transformer_transfer": swin_unet,
+    "regression_vs_contrastive": grouped, "toy_swin": swin_unetr,
 }
 COVERAGE = {"toy_swin": 0.1}  # the encoder's share of the backbone's elements; of the others above half
 STATISTICS = ("running_mean", "running_var", "running_covariance", "num_batches_tracked")
