@@ -18,6 +18,7 @@ TINY = {  # knobs of every config
     "pixel_spacing": 4.0, "steps": 4, "epochs": 2, "batch_size": 4, "checkpoint_interval": 2,
 }
 FEATURES = [4, 8, 16, 32, 64, 4]
+GROUPED = [4, 8, 16, 16, 16, 4]  # of group norm with 4 groups
 OF_CONFIG = {  # knobs that one config of a bundle has
     "jcl": {
         "pretrain.json": {"network_def::backbone::features": FEATURES},
@@ -31,6 +32,14 @@ OF_CONFIG = {  # knobs that one config of a bundle has
     "pdcr_uafs": {
         "train.json": {"network_def::network::features": [8, 8, 16, 16, 16, 8], "loss::boxes::number": 16},
         "inference.json": {"network_def::network::features": [8, 8, 16, 16, 16, 8]},
+    },
+    "regression_vs_contrastive": {
+        "pretrain.json": {
+            "network_def::backbone::features": GROUPED, "view_size": [32, 32], "views::corruption_patch": 4,
+            "network_def::projector_width": 16,
+        },
+        "train.json": {"network_def::features": GROUPED},
+        "inference.json": {"network_def::features": GROUPED},
     },
     "transformer_transfer": {
         "pretrain.json": {
@@ -47,10 +56,16 @@ OF_CONFIG = {  # knobs that one config of a bundle has
         },
     },
 }
-ROI = {"jcl": 48, "decorrelated_moco": 64, "transformer_transfer": 64, "pdcr_uafs": 48, TOY: 48}  # pixels
+ROI = {  # pixels
+    "jcl": 48, "decorrelated_moco": 64, "transformer_transfer": 64, "pdcr_uafs": 48, "regression_vs_contrastive": 48,
+    TOY: 48,
+}
 THREE = {  # knobs of a run in 3D
     TOY: ({}, {"roi_size": [32, 32, 32]}),
     "pdcr_uafs": ({}, {"roi_size": [32, 32, 32]}),
+    "regression_vs_contrastive": (
+        {"view_size": [32, 32, 32], "views::swaps": 4, "slabs": 2}, {"roi_size": [32, 32, 32]},
+    ),
     "jcl": (
         {"view_size": [64, 64, 64], "network_def::stages": 1}, {"roi_size": [32, 32, 32], "coverage": 0.5},
     ),

@@ -21,6 +21,7 @@ BUDGET = {"batch_size", "steps", "learning_rate", "weight_decay", "warm_up", "cl
 MAY_DIFFER = {
     "pretrain.json": METHOD | PREPARED | BUDGET | {
         "view_size", "sample_size", "views", "loss", "train::dataset", "parameters", "optimizer", "train::handlers",
+        "coverage", "slabs", "train::sampler", "train::dataloader",
     },
     "train.json": METHOD | PREPARED | BUDGET | SUPERVISED | {
         "roi_size", "coverage", "encoder_prefixes", "carried_lr_scale", "output_layer", "validate::inferer",
