@@ -15,6 +15,7 @@ from medcl_monai.losses.mocov3 import MoCoV3Loss
 from medcl_monai.losses.positional import local_pair_contrast, pair_contrast
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCoLoss
 from medcl_monai.methods.jcl import JCL, JCLLoss
+from medcl_monai.methods.regression_vs_contrastive import RegressionContrastLoss
 from medcl_monai.networks.heads import normed_projector
 from medcl_monai.networks.momentum import FeatureQueue
 from medcl_monai.networks.whitening import WhitenZCA
@@ -135,6 +136,19 @@ def mocov3_terms(own):
     return torch.stack([value.detach(), other.detach()]), features.grad, gradients, list(head.state_dict().values())
 
 
+def arms_terms(own):
+    """Terms of regression against contrast and their gradients, of the rows `own` of the samples."""
+    random = torch.Generator().manual_seed(3)
+    embeddings = torch.randn(3, 8, 5, generator=random, dtype=F64)[:, own].requires_grad_()
+    images = torch.randn(2, 8, 1, 4, 4, generator=random, dtype=F64)[:, own].requires_grad_()
+    changed = (torch.rand(8, 1, 4, 4, generator=random) < torch.linspace(0.1, 0.9, 8)[:, None, None, None])[own]
+    output = {f"view_{number}": view for number, view in enumerate(embeddings, 1)} | {"restored": images[0]}
+    target = {"image": images[1].detach(), "changed": changed, "position": torch.arange(8)[own] % 3 / 3.0}
+    terms = RegressionContrastLoss(unchanged_weight=0.3, slabs=3, cross_subject=0.4)(output, target)
+    sum(terms.values()).backward()
+    return torch.stack(list(terms.values())).detach(), embeddings.grad, images.grad[0]
+
+
 def work(folder):
     """What each of the two processes does; its findings go to a file of its own."""
     torch.set_num_threads(1)
@@ -154,6 +168,7 @@ def work(folder):
     found["total"] = total(y).detach(), y.grad
     found["moco"] = {name: moco_terms(own_rows(counts)) for name, counts in SPLITS.items()}
     found["mocov3"] = {name: mocov3_terms(own_rows(counts)) for name, counts in SPLITS.items()}
+    found["arms"] = {name: arms_terms(own_rows(counts)) for name, counts in SPLITS.items()}
     found["network"] = network_steps()
     leave_processes()
     found["left"] = not dist.is_initialized()
@@ -261,6 +276,20 @@ def test_two_processes_norm_heads_and_contrast_batches_as_one(processes, split):
         start += count
         for ours, one in zip(part[3], statistics, strict=True):
             torch.testing.assert_close(ours, one, atol=1e-12, rtol=0)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("split", SPLITS)
+def test_two_processes_restore_and_contrast_slabs_as_one(processes, split):
+    values, *gradients = arms_terms(slice(None))
+    start, parts = 0, [found["arms"][split] for found in processes]
+    torch.testing.assert_close(sum(part[0] for part in parts) / 2, values, atol=1e-12, rtol=0)
+    for part, count in zip(parts, SPLITS[split], strict=True):
+        own = slice(start, start + count)
+        start += count
+        # the wrapper takes the mean of the gradients over processes
+        torch.testing.assert_close(part[1] / 2, gradients[0][:, own], atol=1e-12, rtol=0)
+        torch.testing.assert_close(part[2] / 2, gradients[1][own], atol=1e-12, rtol=0)
 
 
 @pytest.mark.distributed

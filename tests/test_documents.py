@@ -14,6 +14,7 @@ import pytest
 import medcl_monai
 from medcl_monai.bundles import value_span
 from medcl_monai.commands.knobs import knobs
+from medcl_monai.overrides import check_overrides
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -61,7 +62,28 @@ def test_knobs_on_command_lines_exist(page):
     named = set(re.findall(r"(?<=\s)--([\w:]+)", ours)) - {"backend", "write"}
     texts = [file.read_text(encoding="utf-8") for file in ROOT.glob("bundles/*/configs/*.json")]
     nested = {name for name in named if "::" in name and any(value_span(text, name.split("::")) for text in texts)}
-    assert named <= knobs | nested
+    others = {name for name in named - knobs - nested if any(takes(json.loads(text), name) for text in texts)}
+    assert named <= knobs | nested | others
+
+
+def takes(config, name):
+    """Whether a class that the config names takes an argument which the config leaves out."""
+    if name.split("::")[0] not in config:
+        return False
+    try:
+        check_overrides(config, [name])
+    except ValueError:
+        return False
+    return True
+
+
+def test_an_argument_that_no_class_takes_is_no_knob():
+    import json
+
+    config = json.loads((ROOT / "bundles" / "jcl" / "configs" / "pretrain.json").read_text(encoding="utf-8"))
+    assert takes(config, "loss::gather")
+    assert not takes(config, "loss::gathers")
+    assert not takes(config, "lost::gather")
 
 
 @pytest.mark.parametrize("verb", ["example_data", "demo", "inspect", "transfer", "knobs", "bundle"])
