@@ -1,0 +1,1 @@
+"""Studies: what is compared with what, how sure the answer is, and what may be said."""
