@@ -10,6 +10,7 @@ from medcl_monai.data.slices import SliceDataset
 from medcl_monai.data.splits import Split, split_dataset
 from medcl_monai.data.volumes import VolumeDataset
 from medcl_monai.data.writing import VolumeWriter
+from medcl_monai.diagnostics.leakage import leakage
 from medcl_monai.distributed import distribute, join_processes, leave_processes, local_device
 from medcl_monai.engines.freezing import FrozenEncoder
 from medcl_monai.engines.loop import epoch_length
@@ -21,6 +22,7 @@ from medcl_monai.handlers.collapse import CollapseMonitor
 from medcl_monai.handlers.momentum_schedule import MomentumSchedule
 from medcl_monai.handlers.pdcr_figures import PDCRFigures
 from medcl_monai.handlers.progress import Progress
+from medcl_monai.handlers.restoration_gain import RestorationGain
 from medcl_monai.handlers.schedule import Schedule
 from medcl_monai.handlers.scores import SegmentationScores
 from medcl_monai.handlers.shared_weights import SharedWeights
@@ -35,13 +37,20 @@ from medcl_monai.losses.mocov3 import MoCoV3Loss, mocov3
 from medcl_monai.losses.ntxent import NTXentLoss, ntxent
 from medcl_monai.losses.pdcr import affinity, balanced_pdcr, pdcr
 from medcl_monai.losses.positional import PositionalContrastiveLoss, positional_contrast
+from medcl_monai.losses.restoration import RestorationLoss, restoration
 from medcl_monai.losses.segmentation import SegmentationLoss, class_weights
+from medcl_monai.losses.slab_contrast import SlabContrastiveLoss, slab_contrast
 from medcl_monai.losses.terms import SumOfLosses, TermLoss
 from medcl_monai.losses.total import TotalLoss
 from medcl_monai.methods.base import PretrainingNetwork, Watched, names_beginning_with
 from medcl_monai.methods.decorrelated_moco import DecorrelatedMoCo, DecorrelatedMoCoLoss, DecorrelatedMoCoViews
 from medcl_monai.methods.jcl import JCL, JCLLoss, JCLViews
 from medcl_monai.methods.pdcr_uafs import PDCRLoss
+from medcl_monai.methods.regression_vs_contrastive import (
+    RegressionContrast,
+    RegressionContrastLoss,
+    RegressionContrastViews,
+)
 from medcl_monai.methods.transformer_transfer import SwinMoCo, SwinMoCoLoss, SwinMoCoViews
 from medcl_monai.networks import dynunet, flexible_unet, plain_unet, segresnet, swin  # noqa: F401 - cases of encode
 from medcl_monai.networks.encode import decode, encode, encoder_widths
@@ -62,24 +71,13 @@ from medcl_monai.transfer.output_layer import start_at_log_shares
 from medcl_monai.transfer.swin import convert_swin, mirror_decoder
 from medcl_monai.transforms.augmentation import augmentation
 from medcl_monai.transforms.boxes import LabelBoxes, class_shares
+from medcl_monai.transforms.corruption import BlockMask, Corruption, PatchSwap
 from medcl_monai.transforms.crop_views import CropViews
 from medcl_monai.transforms.dictionary import Spacingd, pixdim
 from medcl_monai.transforms.parcels import PositionParcelsd
 from medcl_monai.transforms.postprocessing import postprocessing
 from medcl_monai.transforms.preprocessing import Preprocessing, preprocessing
 from medcl_monai.transforms.regions import Regions, draw_regions, sample_regions
-
-__version__ = "0.1.0"
-from medcl_monai.diagnostics.leakage import leakage
-from medcl_monai.handlers.restoration_gain import RestorationGain
-from medcl_monai.losses.restoration import RestorationLoss, restoration
-from medcl_monai.losses.slab_contrast import SlabContrastiveLoss, slab_contrast
-from medcl_monai.methods.regression_vs_contrastive import (
-    RegressionContrast,
-    RegressionContrastLoss,
-    RegressionContrastViews,
-)
-from medcl_monai.transforms.corruption import BlockMask, Corruption, PatchSwap
 
 __all__ = [
     "JCL",

@@ -137,6 +137,16 @@ class Bench:
             "output_dir": str(root / "eval"),
         }
 
+    def held_out(self, start: str, draw: int, people: str, **knobs: object) -> tuple[object, object, object]:
+        """The backbone of pretrain.json, and its samples and views of the people called `people`, as knobs say."""
+        parser = self.parser(start, draw, "pretrain.json")
+        entries = getattr(self.split(), people)
+        parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in entries]
+        for name, value in knobs.items():
+            parser[name] = value
+        network, data, views = (parser.get_parsed_content(name) for name in ("network_def", "train::dataset", "views"))
+        return network.backbone, data, views
+
     def parser(self, start: str, draw: int, config: str) -> object:
         """A config of the copy, ready to make its objects as a run of this draw would."""
         import torch

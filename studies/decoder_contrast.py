@@ -68,13 +68,8 @@ def look(bench: Bench, draw: int, weights: str, level: int) -> dict[str, float]:
     from medcl_monai import load_pretrained
     from medcl_monai.diagnostics.leakage import leakage
 
-    parser = bench.parser("composed", draw, "pretrain.json")
-    parser["views::regions"] = REGIONS
-    entries = bench.split().validation
-    parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in entries]
-    backbone = parser.get_parsed_content("network_def").backbone
+    backbone, data, views = bench.held_out("composed", draw, "validation", **{"views::regions": REGIONS})
     load_pretrained(weights, backbone)
-    data, views = parser.get_parsed_content("train::dataset"), parser.get_parsed_content("views")
     figures = leakage(backbone.eval(), data, views, level, SAMPLES)
     return {name: round(value, 4) for name, value in figures.items()}
 

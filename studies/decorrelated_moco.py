@@ -100,14 +100,10 @@ def look(bench: Bench, start: str, draw: int, weights: Path) -> dict[str, float]
     from medcl_monai import compute_statistics, load_pretrained
     from medcl_monai.diagnostics.held_out import held_out_figures
 
-    parser = bench.parser(start, draw, "pretrain.json")
-    backbone = parser.get_parsed_content("network_def").backbone
+    backbone, data, views = bench.held_out(start, draw, "test")
     load_pretrained(weights, backbone)
-    compute_statistics(backbone.encoder, parser.get_parsed_content("train::dataset"))  # a random encoder's alone
-    parser = bench.parser(start, draw, "pretrain.json")
-    entries = bench.split().test
-    parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in entries]
-    data, views = parser.get_parsed_content("train::dataset"), parser.get_parsed_content("views")
+    unlabelled = bench.parser(start, draw, "pretrain.json").get_parsed_content("train::dataset")
+    compute_statistics(backbone.encoder, unlabelled)  # a random encoder's alone
     figures = held_out_figures(backbone.eval(), data, views, HELD_OUT_SLICES)
     return {name: round(value, 4) for name, value in figures.items()}
 

@@ -108,7 +108,7 @@ def train_source(bench: Bench, draw: int) -> Path:
 
     root = bench.root("source", draw)
     path = root / "eval" / "source.pt"
-    with filelock.FileLock(f"{root}.lock"):
+    with filelock.FileLock(root.with_name("training.lock")):
         if not path.is_file():
             files = [root / "configs" / name for name in ("train.json", "source.json")]
             knobs = {"validate::dataset::data": [], "train::handlers::2::names": "none"}
@@ -123,14 +123,8 @@ def look(bench: Bench, cell: str, draw: int, weights: str) -> dict[str, float]:
     from medcl_monai import convert_swin, load_pretrained
     from medcl_monai.diagnostics.held_out import held_out_figures
 
-    parser = bench.parser(cell, draw, "pretrain.json")
-    for name, value in (CELLS[cell] or {}).items():
-        parser[name] = value
-    entries = bench.split().validation
-    parser["train::dataset::data"] = [{key: entry[key] for key in ("image", "subject")} for entry in entries]
-    backbone = parser.get_parsed_content("network_def").backbone
+    backbone, data, views = bench.held_out(cell, draw, "validation", **(CELLS[cell] or {}))
     load_pretrained(weights, backbone, layout=partial(convert_swin, inputs="z-score"))
-    data, views = parser.get_parsed_content("train::dataset"), parser.get_parsed_content("views")
     seen = [held_out_figures(backbone.eval(), data, views, HELD_OUT_SLICES, seed) for seed in range(VIEW_SEEDS)]
     return {name: round(statistics.fmean(figures[name] for figures in seen), 4) for name in seen[0]}
 

@@ -1,19 +1,18 @@
 """An endless stream of batches that can start at any batch: batch k depends only on the seed, the rank and k."""
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from medcl_monai.data.slices import SliceDataset
+from medcl_monai.data.stream import BatchStream
 from medcl_monai.distributed import rank, world_size
 from medcl_monai.knobs import knob_types
 from medcl_monai.seeding import derive_seed
 
 
-class StreamSampler(Sampler):
+class StreamSampler(BatchStream):
     """Yields batches of pairs (item, seed of the item) without end.
 
     Without weights, the items come in random order, one permutation of all items after another, and each process takes
@@ -41,25 +40,17 @@ class StreamSampler(Sampler):
             raise ValueError(f"StreamSampler: {length} items in batches of {batch_size}: both must be at least 1")
         if weights is not None and (len(weights) != length or float(weights.min()) < 0 or float(weights.sum()) <= 0):
             raise ValueError(f"StreamSampler: {length} weights of 0 or more, not all 0, are expected, got {weights}")
-        self.length, self.batch_size, self.seed, self.weights = length, batch_size, seed, weights
-        self.start = 0
+        super().__init__(batch_size, seed)
+        self.length, self.weights = length, weights
         self._permutations: dict[int, Tensor] = {}
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
-
-    def batch(self, number: int) -> list[tuple[int, int]]:
-        """Return batch `number` of this process, counted from 0."""
+    def items(self, number: int) -> list[int]:
+        """Return the items of batch `number` of this process, counted from 0."""
         if self.weights is None:
             first = (number * world_size() + rank()) * self.batch_size
-            items = [self._item(first + k) for k in range(self.batch_size)]
-        else:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, rank(), number))
-            items = torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator).tolist()
-        return [(item, derive_seed(self.seed, rank(), number, k)) for k, item in enumerate(items)]
+            return [self._item(first + k) for k in range(self.batch_size)]
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, rank(), number))
+        return torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator).tolist()
 
     def _item(self, place: int) -> int:
         turn, offset = divmod(place, self.length)
@@ -77,7 +68,7 @@ def sample_loader(
     seed: int = 0,
     weights: Float[Tensor, " items"] | None = None,
     num_workers: int = 0,
-    sampler: Sampler | None = None,
+    sampler: BatchStream | None = None,
 ) -> DataLoader:
     """Make an endless loader of batches for `Trainer` and `Pretrainer`.
 

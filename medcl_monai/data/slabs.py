@@ -1,15 +1,17 @@
 """Slabs: equal parts of the slice axis, and an endless stream of batches with samples of every slab."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import Sampler
 
+from medcl_monai.data.stream import BatchStream
 from medcl_monai.distributed import rank, world_size
 from medcl_monai.knobs import knob_types
 from medcl_monai.seeding import derive_seed
+
+ROUNDING = 1e-6  # many positions lie on a border between slabs; rounding must not decide
 
 
 def slab_of(position: Float[Tensor, " samples"], slabs: int) -> Int[Tensor, " samples"]:
@@ -23,10 +25,10 @@ def slab_of(position: Float[Tensor, " samples"], slabs: int) -> Int[Tensor, " sa
         >>> slab_of(torch.tensor([0.0, 0.249, 0.25, 1.0]), 4).tolist()
         [0, 0, 1, 3]
     """
-    return (position * slabs).floor().long().clamp(max=slabs - 1)
+    return (position * slabs + ROUNDING).floor().long().clamp(max=slabs - 1)
 
 
-class SlabSampler(Sampler):
+class SlabSampler(BatchStream):
     """Yields batches of pairs (item, seed of the item) without end; each batch holds each slab of several subjects.
 
     A batch holds ``batch_size / slabs`` subjects, drawn without replacement, and one random item of each slab of each
@@ -57,7 +59,8 @@ class SlabSampler(Sampler):
                 f"SlabSampler: batch_size {batch_size} must be a multiple of the number of slabs, {slabs}: a batch "
                 "holds one sample of each slab of several subjects"
             )
-        self.slabs, self.batch_size, self.seed, self.start = slabs, batch_size, seed, 0
+        super().__init__(batch_size, seed)
+        self.slabs = slabs
         names = sorted(set(subjects), key=str)
         places = {name: place for place, name in enumerate(names)}
         group = torch.tensor([places[name] for name in subjects]) * slabs + slab_of(positions, slabs)
@@ -77,19 +80,12 @@ class SlabSampler(Sampler):
             )
         self._subjects = len(names)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
-
-    def batch(self, number: int) -> list[tuple[int, int]]:
-        """Return batch `number` of this process, counted from 0."""
+    def items(self, number: int) -> list[int]:
+        """Return the items of batch `number` of this process, counted from 0."""
         own = self.batch_size // self.slabs
         generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
         subjects = torch.randperm(self._subjects, generator=generator)[rank() * own : (rank() + 1) * own]
         groups = (subjects[:, None] * self.slabs + torch.arange(self.slabs)).flatten()
         generator.manual_seed(derive_seed(self.seed, rank(), number))
         within = (torch.rand(len(groups), generator=generator, dtype=torch.float64) * self._counts[groups]).long()
-        items = self._order[self._first[groups] + within].tolist()
-        return [(item, derive_seed(self.seed, rank(), number, k)) for k, item in enumerate(items)]
+        return self._order[self._first[groups] + within].tolist()

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from medcl_monai.data.cache import VolumeCache
+from medcl_monai.data.slabs import slab_of
 from medcl_monai.knobs import knob_types
 
 
@@ -105,7 +106,7 @@ class SliceDataset(Dataset):
             label = np.load(paths["label"], mmap_mode="r")[0] > 0
             others = tuple(axis for axis in range(3) if axis != self.slice_axis)
             slices = label.any(others)
-            part = (2 * np.arange(len(slices)) + 1) * self.parts // (2 * len(slices))
+            part = slab_of((torch.arange(len(slices)) + 0.5).double() / len(slices), self.parts).numpy()
             by_part = np.bincount(part, slices, minlength=self.parts)
             by_volume.append(slices if self.spatial_dims == 2 else by_part > 0)
         return torch.tensor([bool(by_volume[volume][place]) for volume, place in self.items])
@@ -134,7 +135,7 @@ class SliceDataset(Dataset):
         if self.augmentation is not None:
             self.augmentation.set_random_state(int(seed) % 2**32)
             sample = {key: plain(value, sample[key].dtype) for key, value in self.augmentation(sample).items()}
-        sample["position"] = torch.tensor(self._position(volume, place, corner), dtype=torch.float64)
+        sample["position"] = self.positions[index] if self.spatial_dims == 2 else self._centre(volume, corner)
         sample["subject"] = torch.tensor(self._numbers[volume])
         return sample
 
@@ -165,11 +166,10 @@ class SliceDataset(Dataset):
         fitted[(slice(None), *places)] = inside
         return fitted
 
-    def _position(self, volume: int, place: int, corner: Sequence[int]) -> float:
-        depth = self.depths[volume]
-        if self.spatial_dims == 2:
-            return (place + 0.5) / depth
-        return (corner[self.slice_axis] + self.size[self.slice_axis] / 2) / depth
+    def _centre(self, volume: int, corner: Sequence[int]) -> Tensor:
+        """Return the place of a crop's centre along the slice axis, as a share of the volume's length."""
+        centre = corner[self.slice_axis] + self.size[self.slice_axis] / 2
+        return torch.tensor(centre / self.depths[volume], dtype=torch.float64)
 
 
 def plain(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from medcl_monai.diagnostics.held_out import BATCH, held_out_views
-from medcl_monai.losses.local import near_regions
+from medcl_monai.losses.local import near_regions, told_apart
 from medcl_monai.networks.encode import decode, encode
+from medcl_monai.networks.statistics import require_statistics
 from medcl_monai.transforms.regions import Regions, sample_regions
 
 # factors of the skip connections and of the deepest map
@@ -46,8 +47,10 @@ def leakage(
         is given ``all`` maps, the ``skips`` alone or the ``deepest`` map alone; and ``chance``, the share for a guess.
 
     Raises:
-        ValueError: the views draw no regions.
+        ValueError: the views draw no regions, or the backbone is in `eval()` with batch norm statistics that were never
+            computed.
     """
+    require_statistics(backbone)
     pair, target = held_out_views(dataset, views, samples, seed)
     if "regions" not in target:
         raise ValueError(f"leakage: the target holds no regions, but {list(target)}: the views draw them")
@@ -73,7 +76,6 @@ def _found(first: Tensor, second: Tensor, regions: Regions, min_distance: float)
     near = near_regions(regions, second.shape[2:], min_distance)
     a = F.normalize(sample_regions(first, regions.points_1), dim=-1)
     b = F.normalize(sample_regions(second, regions.points_2), dim=-1)
-    itself = torch.eye(a.shape[1], dtype=torch.bool)
-    asked = itself | (regions.valid[:, None] & ~near)
+    asked = told_apart(regions.valid, near)
     best = (a @ b.mT).masked_fill(~asked, -torch.inf).argmax(-1)
     return best == torch.arange(a.shape[1]), asked.sum(-1)

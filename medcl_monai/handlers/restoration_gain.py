@@ -1,7 +1,7 @@
 """A handler that compares a restoration with the corrupted image itself: a network that copies gains nothing."""
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
 from medcl_monai.knobs import knob_types
@@ -17,33 +17,35 @@ class RestorationGain:
 
     Args:
         interval: number of optimiser steps between two looks, at least 1; the first look is at the first step.
-        unchanged_weight: weight of an unchanged pixel, as in the loss.
-        exponent: exponent of the differences, as in the loss.
 
     Raises:
-        ValueError: `interval` is below 1, or another number is out of range.
+        ValueError: `interval` is below 1; at the start of a run: the loss has no `RestorationLoss` as its
+            ``restoration``.
     """
 
     @knob_types
-    def __init__(self, interval: int, unchanged_weight: float = 1.0, exponent: float = 2.0) -> None:
+    def __init__(self, interval: int) -> None:
         if interval < 1:
             raise ValueError(f"RestorationGain: interval must be at least 1 step, got {interval}")
-        self.interval, self.loss = interval, RestorationLoss(1.0, unchanged_weight, exponent)
+        self.interval = interval
 
     def attach(self, engine: Engine) -> None:
         """Look at the batches of `engine`, a `Pretrainer`."""
+        engine.add_event_handler(Events.STARTED, self._check)
         # this event comes before the tracker reads the figures at the end of the iteration
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._look)
+
+    def _check(self, engine: Engine) -> None:
+        loss = engine.loss_function
+        if not isinstance(getattr(loss, "restoration", None), RestorationLoss):
+            raise ValueError(f"RestorationGain: the loss must have a restoration loss, got {type(loss).__name__}")
 
     @torch.no_grad()
     def _look(self, engine: Engine) -> None:
         (current,) = engine.state.output
-        if "restored" not in current["output"] or not engine.due(self.interval):
+        if "restoration" not in current["terms"] or not engine.due(self.interval):
             return
-        target = current["target"]
-        losses = [
-            self.loss({"restored": image}, target)["restoration"]
-            for image in (current["output"]["restored"], current["views"]["corrupted"])
-        ]
-        if float(losses[1]) > 0:
-            engine.state.figures["restoration_gain"] = 1 - float(losses[0]) / float(losses[1])
+        corrupted = {"restored": current["views"]["corrupted"]}
+        identity = float(engine.loss_function.restoration(corrupted, current["target"])["restoration"])
+        if identity > 0:
+            engine.state.figures["restoration_gain"] = 1 - float(current["terms"]["restoration"]) / identity

@@ -165,6 +165,12 @@ def local_infonce_rows(
     a = F.normalize(anchor, dim=-1) / temperature
     b = F.normalize(positive.detach().to(a), dim=-1)
     logits = a @ b.mT
-    itself = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
-    dropped = (near | ~valid[:, None]) & ~itself
-    return logits.masked_fill(dropped, LEAST).logsumexp(-1) - logits.diagonal(dim1=1, dim2=2)
+    kept = logits.masked_fill(~told_apart(valid, near), LEAST)
+    return kept.logsumexp(-1) - logits.diagonal(dim1=1, dim2=2)
+
+
+def told_apart(
+    valid: Bool[Tensor, "batch regions"], near: Bool[Tensor, "batch regions regions"]
+) -> Bool[Tensor, "batch regions regions"]:
+    """Mark, for each region, the region itself and the valid regions of its sample that are not near."""
+    return torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device) | (valid[:, None] & ~near)

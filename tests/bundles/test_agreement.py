@@ -83,7 +83,7 @@ def test_common_knobs_stand_in_one_order(first, second):
         assert [key for key in ids[0] if key in common] == [key for key in ids[1] if key in common], file
 
 
-HANDLERS = {"CollapseMonitor", "ViewsPicture", "PDCRFigures"}
+HANDLERS = {"CollapseMonitor", "ViewsPicture", "PDCRFigures", "RestorationGain"}
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)

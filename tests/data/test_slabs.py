@@ -24,6 +24,14 @@ def test_a_slab_is_an_equal_part_of_the_axis_and_the_end_belongs_to_the_last():
     assert slab_of(places, 3).tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
 
 
+def test_a_slice_on_a_border_lies_in_the_upper_slab_whatever_the_rounding():
+    for depth in range(1, 200):
+        place = torch.arange(depth)
+        for slabs in range(1, 25):
+            exact = (2 * place + 1) * slabs // (2 * depth)
+            assert torch.equal(slab_of((place + 0.5).double() / depth, slabs), exact), (depth, slabs)
+
+
 def test_a_batch_holds_each_slab_of_distinct_subjects():
     positions, subjects = axis()
     sampler = SlabSampler(positions, subjects, 4, 16, seed=3)

@@ -68,3 +68,8 @@ def test_in_a_trained_segmenter_the_skip_connections_find_the_places():
 def test_views_without_regions_are_named():
     with pytest.raises(ValueError, match=r"the target holds no regions, but .*warp_1"):
         leakage(network(), Discs(), SwinMoCoViews(CropViews((32, 32))), level=0)
+
+
+def test_a_network_with_statistics_that_were_never_computed_is_refused(unet):
+    with pytest.raises(ValueError, match="statistics that were never computed"):
+        leakage(unet().eval(), Discs(), views(), level=0)
