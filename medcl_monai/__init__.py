@@ -79,6 +79,8 @@ from medcl_monai.transforms.postprocessing import postprocessing
 from medcl_monai.transforms.preprocessing import Preprocessing, preprocessing
 from medcl_monai.transforms.regions import Regions, draw_regions, sample_regions
 
+__version__ = "0.1.0"
+
 __all__ = [
     "JCL",
     "UAFS",
